@@ -1,0 +1,102 @@
+"""From a configuration to objects, with the checks that span several groups."""
+
+import inspect
+from typing import Any
+
+import hydra
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
+
+from ddpm.data.source import Source
+from ddpm.diffusion import Diffusion
+from ddpm.loss.base import Loss
+from ddpm.process import Process
+from ddpm.sampler.base import Sampler
+from ddpm.variance.base import Variance
+
+
+def instance(group: str, node: Any, **keywords: Any) -> Any:
+    """The object that a config node describes.
+
+    Args:
+        group: its config group, for errors.
+        node: with `_target_` and keywords.
+        keywords: that other groups determine.
+    Raises:
+        ValueError: the target does not exist, or refuses its keywords.
+    """
+    node = OmegaConf.create(node) if isinstance(node, dict) else node
+    try:
+        return hydra.utils.instantiate(node, **keywords)
+    except InstantiationException as error:
+        raise ValueError(f"{group}: {_reason(error, node)}") from error
+
+
+def _reason(error: InstantiationException, node: DictConfig) -> str:
+    cause = error.__cause__
+    if isinstance(cause, TypeError) and "keyword argument" in str(cause):
+        allowed = inspect.signature(hydra.utils.get_object(node["_target_"])).parameters
+        return f"{cause}; {node['_target_']} takes {', '.join(name for name in allowed if name != 'self')}"
+    return str(cause or error).splitlines()[0]
+
+
+def option(part: object) -> str:
+    """The name of the option that a part was built from: its file."""
+    return type(part).__module__.rsplit(".", 1)[-1]
+
+
+def check_variance(loss: Loss, variance: Variance) -> None:
+    """Refuse a loss that cannot train the variance, or that needs one to train.
+
+    Raises:
+        ValueError: naming both choices and the remedy.
+    """
+    if variance.extra_channels and not loss.trains_variance:
+        raise ValueError(
+            f"loss={option(loss)} does not train variance={option(variance)}; choose loss=hybrid or loss=vlb, "
+            f"or variance=fixed_small or fixed_large"
+        )
+    if loss.needs_learned_variance and not variance.extra_channels:
+        raise ValueError(
+            f"loss={option(loss)} trains a learned variance, but variance={option(variance)} is fixed; choose "
+            f"variance=learned_range or learned, or loss=simple"
+        )
+
+
+def diffusion(cfg: Any, shape: tuple[int, int, int], levels: int) -> Diffusion:
+    """The model that the groups schedule, parameterization, variance and network describe.
+
+    Args:
+        cfg: the configuration.
+        shape: of an image, (C, H, W); H = W.
+        levels: number of grey levels.
+    """
+    channels, height, width = shape
+    if height != width:
+        raise ValueError(f"images must be square, got {height} x {width}; crop them, for instance with data=image_folder")
+    variance = instance("variance", cfg["variance"])
+    network = instance(
+        "network",
+        cfg["network"],
+        image_size=height,
+        in_channels=channels,
+        out_channels=channels * (1 + variance.extra_channels),
+    )
+    try:
+        process = Process(instance("schedule", cfg["schedule"]).beta())
+    except ValueError as error:
+        raise ValueError(f"schedule: {error}" if "schedule" not in str(error) else str(error)) from error
+    return Diffusion(network, process, instance("parameterization", cfg["parameterization"]), variance, levels)
+
+
+def source(cfg: Any) -> Source:
+    """Where the images come from."""
+    return instance("data", cfg["data"])
+
+
+def sampler(node: Any, T: int) -> Sampler:
+    """A sampler that fits a chain of T steps."""
+    built: Sampler = instance("sampler", node)
+    if built.steps is not None and built.steps > T:
+        raise ValueError(f"sampler.steps={built.steps} is more than schedule.T={T}; choose at most {T}, or null for all")
+    return built

@@ -1,0 +1,57 @@
+"""What the three entry points share."""
+
+import functools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.errors import CompactHydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+
+class UserError(CompactHydraException):
+    """An error that its message explains; Hydra prints it without a stack trace unless HYDRA_FULL_ERROR=1."""
+
+
+def explained(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+    """Show a ValueError, and a value that is missing, as one line."""
+
+    @functools.wraps(main)
+    def wrapped(cfg: DictConfig) -> Any:
+        try:
+            missing = sorted(OmegaConf.missing_keys(cfg))
+            if missing:
+                raise ValueError(f"missing: {', '.join(missing)}; give {missing[0]}=...")
+            return main(cfg)
+        except (ValueError, OmegaConfBaseException) as error:
+            raise UserError(f"error: {str(error).splitlines()[0]}") from error
+
+    return wrapped
+
+
+def device(name: str) -> torch.device:
+    """The device called `name`; `auto` is the GPU if there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device={name} is not to be had here; use device=cpu, cuda or auto") from error
+
+
+def new_folder(parent: Path, name: str) -> Path:
+    """A folder that did not exist before: `name` with the time of day, and a number if need be."""
+    stem = f"{name}_{time.strftime('%Y-%m-%d_%H-%M-%S')}"
+    for suffix in ("", *(f"_{i}" for i in range(1, 1000))):
+        folder = parent / f"{stem}{suffix}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise ValueError(f"cannot write to {parent}: {error.strerror}; choose another output_dir") from error
+        return folder
+    raise ValueError(f"{parent} holds a thousand folders called {stem}; choose another output_dir")

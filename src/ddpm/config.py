@@ -1,0 +1,144 @@
+"""The schema of the configuration, and what a configuration from a checkpoint may name."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+# A leaf of the project, or an optimizer of torch: module and class, nothing behind them.
+OWN = re.compile(
+    r"ddpm\.(schedule|parameterization|variance|loss|time_sampler|network|data|sampler)\.[a-z0-9_]+\.[A-Z]\w*"
+)
+OPTIMIZERS = re.compile(r"torch\.optim\.[A-Z]\w*")
+MODEL = ("schedule", "parameterization", "variance", "network")
+"""The groups that define the model; a checkpoint can only be resumed with the same."""
+
+
+@dataclass
+class EMAConfig:
+    """The average of the weights."""
+
+    decay: float = 0.9999
+    warm_up: bool = True
+
+
+@dataclass
+class TrainConfig:
+    """What train.py is given; each Any is a config group."""
+
+    schedule: Any = MISSING
+    parameterization: Any = MISSING
+    variance: Any = MISSING
+    loss: Any = MISSING
+    time_sampler: Any = MISSING
+    network: Any = MISSING
+    data: Any = MISSING
+    optimizer: Any = MISSING
+    trainer: Any = MISSING
+    sampler: Any = MISSING
+    callbacks: dict[str, Any] = field(default_factory=dict)
+    logger: dict[str, Any] = field(default_factory=dict)
+    ema: EMAConfig = field(default_factory=EMAConfig)
+    batch_size: int = 128
+    warmup_steps: int = 5000
+    num_workers: int = 0
+    seed: int = 0
+    ckpt: str | None = None
+    output_dir: str = MISSING
+
+
+@dataclass
+class NLLConfig:
+    """How evaluate.py computes bits/dim."""
+
+    n_images: int | None = None
+    clip: bool = False
+
+
+@dataclass
+class EvaluateConfig:
+    """What evaluate.py is given."""
+
+    ckpt: str = MISSING
+    metrics: list[str] = field(default_factory=lambda: ["fid", "is", "nll"])
+    weights: str = "ema"
+    n_samples: int | None = None
+    split: str = "test"
+    batch_size: int = 256
+    seed: int | None = None
+    features: str | None = None
+    inception_weights: str | None = None
+    sampler: Any = None
+    nll: NLLConfig = field(default_factory=NLLConfig)
+    save_samples: bool = False
+    device: str = "auto"
+    output_dir: str | None = None
+    trusted: list[str] = field(default_factory=list)
+
+
+@dataclass
+class SampleConfig:
+    """What sample.py is given."""
+
+    ckpt: str = MISSING
+    n: int = 64
+    weights: str = "ema"
+    batch_size: int = 256
+    seed: int | None = None
+    sampler: Any = None
+    format: str = "png"
+    device: str = "auto"
+    output_dir: str | None = None
+    trusted: list[str] = field(default_factory=list)
+
+
+def register() -> None:
+    """Make the schemas known to Hydra, under the names that conf/*.yaml build on."""
+    store = ConfigStore.instance()
+    store.store("train_schema", TrainConfig)
+    store.store("evaluate_schema", EvaluateConfig)
+    store.store("sample_schema", SampleConfig)
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration as nested dicts, lists and values, everything resolved."""
+    container = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def check_targets(config: Any, trusted: Sequence[str] = ()) -> None:
+    """Refuse a configuration that names what it may not, before anything is imported.
+
+    Args:
+        config: plain, from a checkpoint.
+        trusted: packages of the user's that it may name too.
+    Raises:
+        ValueError: a target is not a leaf of the project, an optimizer or of a trusted package, or a key would
+            steer the instantiation.
+    """
+    for path, key, value in _entries(config):
+        if key == "_target_":
+            mine = isinstance(value, str) and (OWN.fullmatch(value) or OPTIMIZERS.fullmatch(value))
+            of_user = isinstance(value, str) and any(value.startswith(f"{package}.") for package in trusted)
+            if not mine and not of_user:
+                raise ValueError(
+                    f"the checkpoint names {path} = {value!r}, which is not part of ddpm; if you trust it, "
+                    f"pass trusted=[{str(value).split('.')[0]}]"
+                )
+        elif key.startswith("_") and not (key == "_partial_" and path.startswith("optimizer.")):
+            raise ValueError(f"the checkpoint's configuration holds {path}, which ddpm never writes; it is refused")
+
+
+def _entries(config: Any, path: str = "") -> Iterator[tuple[str, str, Any]]:
+    if isinstance(config, dict):
+        for key, value in config.items():
+            here = f"{path}.{key}" if path else str(key)
+            yield here, str(key), value
+            yield from _entries(value, here)
+    elif isinstance(config, list | tuple):
+        for i, value in enumerate(config):
+            yield from _entries(value, f"{path}.{i}")

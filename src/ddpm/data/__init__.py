@@ -1,0 +1,1 @@
+"""Images as integers, and as real numbers in [-1, 1]."""

@@ -1,0 +1,171 @@
+"""The data as Lightning wants it.
+
+Training is one Lightning epoch of max_steps * accumulate_grad_batches micro-batches; the loader starts at the
+one that global_step stands for. Pixels travel as uint8, a quarter of the bytes, and are scaled on the device.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import lightning
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ddpm.data.batches import EvalSampler, TrainBatches, TrainSampler
+from ddpm.data.images import Images
+from ddpm.data.scaling import to_unit
+from ddpm.data.source import Source, check_split
+
+
+class Batch(NamedTuple):
+    """What a step of the LightningModule is given."""
+
+    x_0: Tensor
+    """Images in [-1, 1], float32, shape (B, C, H, W); uint8 levels before they are on the device."""
+    label: Tensor
+    """Classes, int64, shape (B,); zeros when the source has no classes."""
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which no batch needs
+    """Places of the images in their split, int64, shape (B,), 0..N-1, mirrored or not."""
+
+
+class _Gather(Dataset[Batch]):
+    """A whole batch at once: images by their places, where i + N is image i mirrored left to right."""
+
+    def __init__(self, images: Images) -> None:
+        self.images = images
+
+    def __getitem__(self, places: Tensor) -> Batch:
+        n = len(self.images)
+        index = places % n
+        pixels = self.images.pixels(index)
+        mirrored = (places >= n).view(-1, 1, 1, 1)
+        return Batch(torch.where(mirrored, pixels.flip(-1), pixels), self.images.labels[index], index)
+
+
+class _Loader(DataLoader[Batch]):
+    """A loader that Lightning may resume within an epoch: its state is global_step, which Lightning keeps."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        pass
+
+
+class DataModule(lightning.LightningDataModule):
+    """The two splits of a source as loaders of Batch.
+
+    The Trainer needs use_distributed_sampler=False, max_epochs=-1 and check_val_every_n_epoch=None. Without a
+    Trainer there is one process, and train_dataloader makes one pass over the data.
+
+    Args:
+        source: where the images come from.
+        batch_size: images of a micro-batch on one process.
+        seed: of the order and the mirrorings in training.
+        num_workers: processes that gather batches, for each loader; 0 gathers in this one.
+        eval_batch_size: as batch_size, in evaluation; None takes batch_size.
+    """
+
+    train: Images
+    test: Images
+
+    def __init__(
+        self,
+        source: Source,
+        batch_size: int,
+        seed: int = 0,
+        num_workers: int = 0,
+        eval_batch_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        for name, number in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+            if number is not None and number < 1:
+                raise ValueError(f"{name} must be at least 1, got {number}")
+        for name, number in (("seed", seed), ("num_workers", num_workers)):
+            if number < 0:
+                raise ValueError(f"{name} must be at least 0, got {number}")
+        self.source = source
+        self.batch_size = batch_size
+        self.seed = seed
+        self.num_workers = num_workers
+        self.eval_batch_size = eval_batch_size or batch_size
+        self._is_set_up = False
+
+    def prepare_data(self) -> None:
+        """Let one process of each machine fetch the data."""
+        self.source.prepare()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load both splits, once."""
+        if not self._is_set_up:
+            self.train, self.test = self.source.load("train"), self.source.load("test")
+            self._is_set_up = True
+
+    def images(self, split: str) -> Images:
+        """The images of "train" or "test", loaded if need be."""
+        check_split(split)
+        self.setup()
+        return self.train if split == "train" else self.test
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Micro-batches from the one that global_step stands for to the last of max_steps."""
+        n = len(self.images("train"))
+        batches = TrainBatches(n, self.batch_size, self.seed, self.source.flip, *self._rank_and_world())
+        trainer = self.trainer
+        if trainer is None:
+            return self._loader(self.train, TrainSampler(batches, lambda: 0, batches.batches_per_pass))
+        if trainer.max_steps < 0:
+            raise ValueError(f"training is counted in steps: max_steps must be >= 0, got {trainer.max_steps}")
+        _seek(trainer)
+        stop = trainer.max_steps * trainer.accumulate_grad_batches
+        return self._loader(self.train, TrainSampler(batches, partial(_first_batch, trainer), stop))
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """The test split, this process's share, in order; no image twice, none left out."""
+        n = len(self.images("test"))
+        return self._loader(self.test, EvalSampler(n, self.eval_batch_size, *self._rank_and_world()))
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """As val_dataloader."""
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """As val_dataloader."""
+        return self.val_dataloader()
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Grey levels to [-1, 1], on the device, in training and evaluation alike."""
+        return batch._replace(x_0=to_unit(batch.x_0, self.source.levels))
+
+    def _rank_and_world(self) -> tuple[int, int]:
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def _loader(self, images: Images, sampler: Sampler[Tensor]) -> DataLoader[Batch]:
+        return _Loader(
+            _Gather(images),
+            batch_size=None,  # the sampler yields whole batches
+            sampler=sampler,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # else each loader draws from the global one
+        )
+
+
+def _first_batch(trainer: lightning.Trainer) -> int:
+    """The micro-batch that training continues with."""
+    return trainer.global_step * trainer.accumulate_grad_batches
+
+
+def _seek(trainer: lightning.Trainer) -> None:
+    """Make Lightning's count of batches in the epoch agree with global_step, when it resumes.
+
+    A checkpoint from the last batch of a run says that its epoch is over, which a longer run is not; one from
+    amid an accumulation, or with another accumulate_grad_batches, would be out of phase.
+    """
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress
+    progress.is_last_batch = False
+    # Lightning saves before it counts a batch as completed, and adds the one itself
+    uncounted = progress.total.processed - progress.total.completed
+    progress.current.completed = _first_batch(trainer) - uncounted

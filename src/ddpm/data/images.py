@@ -1,0 +1,97 @@
+"""The images of one split: held in memory, or decoded from files when asked for."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Images(Protocol):
+    """What a source yields: N images of one shape with N labels."""
+
+    labels: Tensor
+    """Class of each image, int64, shape (N,); zeros when the source has no classes."""
+
+    def __len__(self) -> int:
+        """N."""
+        ...
+
+    def pixels(self, indices: Tensor | Sequence[int]) -> Tensor:
+        """Grey levels of the chosen images, uint8, shape (B, C, H, W), in the order of indices."""
+        ...
+
+    def digest(self) -> str:
+        """64 hexadecimal digits that change when the content does: a key for caches."""
+        ...
+
+
+def _as_labels(labels: Tensor, n: int) -> Tensor:
+    if labels.shape != (n,):
+        raise ValueError(f"labels must have shape ({n},), one for each image, got {tuple(labels.shape)}")
+    return labels.to(torch.int64)
+
+
+class InMemory:
+    """Images held as one tensor.
+
+    Args:
+        pixels: grey levels, uint8, shape (N, C, H, W).
+        labels: integers, shape (N,).
+    """
+
+    def __init__(self, pixels: Tensor, labels: Tensor) -> None:
+        if pixels.dtype != torch.uint8 or pixels.ndim != 4:
+            raise ValueError(
+                f"pixels must be uint8 of shape (N, C, H, W), got {pixels.dtype} of {tuple(pixels.shape)}"
+            )
+        self._pixels = pixels.contiguous()
+        self.labels = _as_labels(labels, len(pixels))
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    def pixels(self, indices: Tensor | Sequence[int]) -> Tensor:
+        """uint8 (B, C, H, W), a copy."""
+        return self._pixels[torch.as_tensor(indices, dtype=torch.int64)]
+
+    def digest(self) -> str:
+        """SHA-256 of shape, labels and pixels."""
+        content = hashlib.sha256(str(tuple(self._pixels.shape)).encode())
+        content.update(self.labels.numpy().tobytes())
+        content.update(self._pixels.numpy().data)
+        return content.hexdigest()
+
+
+class OnDisk:
+    """Images decoded from their files at every call, for folders larger than memory.
+
+    Args:
+        files: N paths.
+        labels: integers, shape (N,).
+        decode: path -> uint8 (C, H, W); its repr must state every setting, for the digest.
+    """
+
+    def __init__(self, files: Sequence[Path], labels: Tensor, decode: Callable[[Path], Tensor]) -> None:
+        self._files = tuple(files)
+        self._decode = decode
+        self.labels = _as_labels(labels, len(self._files))
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def pixels(self, indices: Tensor | Sequence[int]) -> Tensor:
+        """uint8 (B, C, H, W)."""
+        chosen = torch.as_tensor(indices, dtype=torch.int64).tolist()
+        return torch.stack([self._decode(self._files[i]) for i in chosen])
+
+    def digest(self) -> str:
+        """SHA-256 of the settings, the labels, and each file's path, size and time of change."""
+        content = hashlib.sha256(repr(self._decode).encode())
+        content.update(self.labels.numpy().tobytes())
+        for file in self._files:
+            state = file.stat()
+            content.update(f"{file}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
+        return content.hexdigest()

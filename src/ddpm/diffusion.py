@@ -1,0 +1,84 @@
+"""The model: a network, read through a parameterization and a variance, on a process."""
+
+from torch import Tensor, nn
+
+from ddpm import spacing
+from ddpm.gaussian import Gaussian
+from ddpm.parameterization.base import Parameterization
+from ddpm.parameterization.eps import Eps
+from ddpm.parameterization.x0 import X0
+from ddpm.prediction import Prediction
+from ddpm.process import Process
+from ddpm.variance.base import Variance
+
+
+class Diffusion(nn.Module):
+    """p(x_{t-1} | x_t) and the discretised decoder p(x_0 | x_1) of Ho et al. 2020, section 3.
+
+    Args:
+        network: maps (x_t, t - 1) to C * (1 + variance.extra_channels) channels.
+        process: the forward process, possibly respaced.
+        parameterization: what the network's first C channels predict.
+        variance: sigma_t^2, fixed or read from the remaining channels.
+        levels: K, the number of grey levels of the data.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        process: Process,
+        parameterization: Parameterization,
+        variance: Variance,
+        levels: int = 256,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.process = process
+        self.parameterization = parameterization
+        self.variance = variance
+        self.levels = levels
+        self.to_x_0 = parameterization.to(X0(), process)
+        self.to_eps = parameterization.to(Eps(), process)
+        self.eps_from_x_0 = X0().to(Eps(), process)
+        self.target = X0().to(parameterization, process)
+        self.to_mean = parameterization.to_mean(process)
+
+    @property
+    def T(self) -> int:
+        """Length of the chain."""
+        return self.process.T
+
+    def predict(self, x_t: Tensor, t: Tensor, clip: bool = False) -> Prediction:
+        """One evaluation of the network.
+
+        Args:
+            x_t: noisy images, shape (B, C, H, W).
+            t: times in 1..T, shape (B,).
+            clip: clip x^_0 to [-1, 1], and let every other reading follow it.
+        """
+        out = self.network(x_t, self.process.times[t] - 1).to(x_t.dtype)
+        y, raw = out.chunk(2, dim=1) if self.variance.extra_channels else (out, None)
+        return Prediction(self, x_t, t, y, raw, clip)
+
+    def p(self, x_t: Tensor, t: Tensor, clip: bool = False) -> Gaussian:
+        """p(x_{t-1} | x_t), Eq. 1."""
+        return self.predict(x_t, t, clip).p
+
+    def respace(self, steps: int | Tensor) -> "Diffusion":
+        """The same network on a shorter chain.
+
+        x^_0 is decoded with the tables that the network was trained on, the posterior formed with those of the
+        shorter chain (Nichol & Dhariwal 2021, section 4).
+
+        Args:
+            steps: the number of steps, spread evenly, or the original times to visit, increasing to T.
+        Raises:
+            ValueError: the steps do not fit the chain.
+        """
+        times = spacing.uniform(self.T, steps) if isinstance(steps, int) else steps
+        process = self.process.respace(times.to(self.process.times.device))
+        return Diffusion(self.network, process, self.parameterization, self.variance, self.levels)
+
+    def with_network(self, network: nn.Module) -> "Diffusion":
+        """The same model on another network, such as the averaged one."""
+        return Diffusion(network, self.process, self.parameterization, self.variance, self.levels)

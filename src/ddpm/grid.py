@@ -1,0 +1,44 @@
+"""Images as picture files."""
+
+import math
+import os
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+def grid(images: Tensor, columns: int | None = None, least_width: int = 512, gap: int = 2) -> Tensor:
+    """Tiles in rows on white, small ones enlarged by a whole factor without smoothing.
+
+    Args:
+        images: uint8 in 0..255, shape (N, C, H, W).
+        columns: tiles in a row; None for about as many rows as columns.
+        least_width: the tiles are enlarged until the picture is about this wide, in pixels.
+        gap: pixels between tiles.
+    Returns:
+        uint8, shape (C, rows * height, columns * width) with gaps.
+    """
+    n, channels, height, width = images.shape
+    columns = columns or math.ceil(math.sqrt(n))
+    rows = math.ceil(n / columns)
+    factor = max(1, round(least_width / (columns * width)))
+    tiles = images.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    step_y, step_x = height * factor + gap, width * factor + gap
+    picture = torch.full((channels, rows * step_y + gap, columns * step_x + gap), 255, dtype=torch.uint8)
+    for i, tile in enumerate(tiles):
+        y, x = i // columns * step_y + gap, i % columns * step_x + gap
+        picture[:, y : y + step_y - gap, x : x + step_x - gap] = tile
+    return picture
+
+
+def save_png(image: Tensor, path: Path) -> Path:
+    """Write one image, uint8, shape (1 or 3, H, W), through a temporary file; returns its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    array = image.permute(1, 2, 0).numpy()
+    picture = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
+    temporary = path.with_suffix(".tmp")
+    picture.save(temporary, format="PNG")
+    os.replace(temporary, path)
+    return path

@@ -1,0 +1,1 @@
+"""What is logged, saved and shown during training."""

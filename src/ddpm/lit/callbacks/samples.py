@@ -1,0 +1,53 @@
+"""Grids of samples during training."""
+
+from pathlib import Path
+
+import lightning
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+
+from ddpm.data.scaling import as_uint8, to_pixels
+from ddpm.draw import draw
+from ddpm.grid import grid, save_png
+from ddpm.lit.callbacks.periodic import Periodic
+from ddpm.lit.module import DDPM
+from ddpm.progress import Steps
+from ddpm.sampler.base import Sampler
+
+
+class Samples(Periodic):
+    """Writes `samples/step_0001000.png` into the run's folder, and sends it to TensorBoard and W&B.
+
+    The samples come from the averaged weights and the same noise every time, so that grids can be compared.
+
+    Args:
+        every_n_steps: steps between two grids; None for the end alone.
+        n: number of samples.
+        sampler: how to sample.
+        seed: of the noise.
+    """
+
+    def __init__(self, every_n_steps: int | None, n: int, sampler: Sampler, seed: int) -> None:
+        super().__init__(every_n_steps)
+        if n < 1:
+            raise ValueError(f"callbacks.samples.n must be at least 1, got {n}")
+        self.n = n
+        self.sampler = sampler
+        self.seed = seed
+
+    def run(self, trainer: lightning.Trainer, module: DDPM) -> None:
+        if not trainer.is_global_zero:
+            return
+        source = trainer.datamodule.source  # type: ignore[attr-defined]
+        model = module.averaged
+        with Steps("samples", self.sampler.chain(model).T) as progress:
+            drawn = draw(model, self.sampler, source.shape, range(self.n), self.seed, self.n, progress)
+            x = torch.cat([batch.x for batch in drawn])
+        image = grid(as_uint8(to_pixels(x, source.levels), source.levels).cpu())
+        path = save_png(image, Path(trainer.default_root_dir) / "samples" / f"step_{trainer.global_step:07d}.png")
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image("samples", image, trainer.global_step)
+            elif isinstance(logger, WandbLogger):
+                # Without a step: an explicit one would drop the metrics that are logged at the same step.
+                logger.log_image("samples", [str(path)])

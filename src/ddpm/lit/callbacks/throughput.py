@@ -1,0 +1,49 @@
+"""Images a second."""
+
+import time
+from typing import Any
+
+import lightning
+
+from ddpm.data.datamodule import Batch
+from ddpm.lit.module import DDPM
+
+
+class Throughput(lightning.Callback):
+    """Training images a second of all processes, data loading included, validation and other callbacks left out.
+
+    Measured between the points at which the trainer logs. It must stand first among the callbacks, so that the
+    others' work falls between two windows.
+    """
+
+    def __init__(self) -> None:
+        self._start: float | None = None
+        self._images = 0
+        self._total_images = 0
+        self._total_seconds = 0.0
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        if self._start is None:
+            self._start = time.perf_counter()
+
+    def on_train_batch_end(  # type: ignore[override]
+        self, trainer: lightning.Trainer, pl_module: DDPM, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        if self._start is None:
+            return
+        self._images += len(batch.x_0) * trainer.world_size
+        if trainer.global_step % trainer.log_every_n_steps == 0:
+            seconds = time.perf_counter() - self._start
+            pl_module.log("images_per_second", self._images / seconds, prog_bar=True)
+            self._total_images += self._images
+            self._total_seconds += seconds
+            pl_module.results["images_per_second"] = self._total_images / self._total_seconds
+            self._restart()
+
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._restart()
+
+    def _restart(self) -> None:
+        self._start, self._images = None, 0

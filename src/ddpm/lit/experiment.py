@@ -1,0 +1,104 @@
+"""A training run, built and checked as a whole before it starts."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning
+from omegaconf import DictConfig
+
+from ddpm import build, checkpoint
+from ddpm.config import MODEL, plain
+from ddpm.data.datamodule import DataModule
+from ddpm.ema import EMA
+from ddpm.lit import report
+from ddpm.lit.module import DDPM
+
+
+class Experiment(NamedTuple):
+    """What a run consists of."""
+
+    trainer: lightning.Trainer
+    module: DDPM
+    data: DataModule
+    config: dict[str, Any]
+
+    def run(self) -> None:
+        """Train, from the checkpoint if there is one."""
+        report.summary(self.trainer, self.module, self.data, self.config)
+        self.trainer.fit(self.module, datamodule=self.data, ckpt_path=self.config["ckpt"], weights_only=True)
+        if self.trainer.is_global_zero:
+            report.results(self.trainer, self.module)
+
+
+def experiment(cfg: DictConfig) -> Experiment:
+    """Build every part of a run, and check that they fit together.
+
+    Raises:
+        ValueError: naming what does not fit, and what to do.
+    """
+    config = plain(cfg)
+    lightning.seed_everything(config["seed"], verbose=False)  # the same initial weights on every process
+    source = build.source(config)
+    module = _module(config, source.shape, source.levels)
+    trainer = _trainer(cfg, config, module.diffusion.T)
+    if config["ckpt"] is not None:
+        _check_resume(config)
+    data = DataModule(source, config["batch_size"], config["seed"], config["num_workers"])
+    data.setup()
+    return Experiment(trainer, module, data, config)
+
+
+def _module(config: dict[str, Any], shape: tuple[int, int, int], levels: int) -> DDPM:
+    loss = build.instance("loss", config["loss"])
+    build.check_variance(loss, build.instance("variance", config["variance"]))
+    diffusion = build.diffusion(config, shape, levels)
+    groups = {group: config[group] for group in (*MODEL, "loss", "time_sampler", "sampler", "data", "seed", "callbacks")}
+    return DDPM(
+        diffusion,
+        loss,
+        build.instance("time_sampler", config["time_sampler"], T=diffusion.T),
+        build.instance("optimizer", config["optimizer"]),
+        EMA(diffusion.network, config["ema"]["decay"], config["ema"]["warm_up"]),
+        config["warmup_steps"],
+        config["seed"],
+        groups | {"image": {"shape": list(shape), "levels": levels}},
+    )
+
+
+def _trainer(cfg: DictConfig, config: dict[str, Any], T: int) -> lightning.Trainer:
+    if config["trainer"].get("max_steps", -1) < 1:
+        raise ValueError(
+            f"training is counted in steps: trainer.max_steps must be at least 1, got {config['trainer'].get('max_steps')}"
+        )
+    build.sampler(config["sampler"], T)
+    callbacks = [build.instance(f"callbacks.{name}", node) for name, node in config["callbacks"].items()]
+    loggers = [build.instance(f"logger.{name}", node) for name, node in config["logger"].items()]
+    fixed = {
+        "max_epochs": -1,
+        "check_val_every_n_epoch": None,
+        "use_distributed_sampler": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": "checkpoint" in config["callbacks"],
+        "default_root_dir": config["output_dir"],
+    }
+    return build.instance("trainer", config["trainer"], callbacks=callbacks, logger=loggers, **fixed)
+
+
+def _check_resume(config: dict[str, Any]) -> None:
+    """The model of the checkpoint must be the one that is configured."""
+    trained = checkpoint.read(Path(config["ckpt"]), trusted=_packages(config))["ddpm_config"]
+    differing = [group for group in (*MODEL, "loss", "time_sampler", "data") if trained[group] != config[group]]
+    if differing:
+        first = differing[0]
+        raise ValueError(
+            f"ckpt={config['ckpt']} was trained with other settings of {', '.join(differing)} "
+            f"({first}: {trained[first]}, here {config[first]}); repeat the options of that run"
+        )
+
+
+def _packages(config: Any) -> list[str]:
+    """The packages that the user's own configuration names: the checkpoint may name them too."""
+    if isinstance(config, dict):
+        here = [str(value).split(".")[0] for key, value in config.items() if key == "_target_"]
+        return here + [package for value in config.values() for package in _packages(value)]
+    return []

@@ -1,0 +1,134 @@
+"""Training of a Diffusion."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from ddpm.data.datamodule import Batch
+from ddpm.diffusion import Diffusion
+from ddpm.ema import EMA
+from ddpm.lit.quartiles import QuartileLoss
+from ddpm.loss.base import Loss
+from ddpm.noise import IndexedNoise, Stream, seed_from
+from ddpm.time_sampler.base import TimeSampler
+
+
+class DDPM(lightning.LightningModule):
+    """Minimises a loss of a Diffusion and keeps the average of its weights.
+
+    The noise and the dropout of a step are functions of (seed, rank, step), so that a resumed run repeats an
+    uninterrupted one and ranks share no noise. The averaged weights live beside the trained ones, under `ema.`, and
+    are never swapped with them.
+
+    Args:
+        diffusion: the model to train.
+        loss: what to minimise.
+        time_sampler: which times to train on.
+        optimizer: parameters -> optimizer.
+        ema: the average of `diffusion.network`.
+        warmup_steps: steps over which the learning rate rises linearly.
+        seed: of the noise.
+        config: what rebuilds the model, a plain dict, stored in checkpoints.
+    """
+
+    def __init__(
+        self,
+        diffusion: Diffusion,
+        loss: Loss,
+        time_sampler: TimeSampler,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        ema: EMA,
+        warmup_steps: int = 0,
+        seed: int = 0,
+        config: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if warmup_steps < 0:
+            raise ValueError(f"warmup_steps must be at least 0, got {warmup_steps}; Ho et al. use 5000")
+        self.diffusion = diffusion
+        self.loss = loss
+        self.time_sampler = time_sampler
+        self.optimizer = optimizer
+        self.ema = ema
+        self.warmup_steps = warmup_steps
+        self.seed = seed
+        self.config = config
+        self.quartiles = QuartileLoss(diffusion.T)
+        self.results: dict[str, float] = {}
+
+    @property
+    def averaged(self) -> Diffusion:
+        """The model with the averaged weights."""
+        return self.diffusion.with_network(self.ema.network)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The weighted mean loss of a batch."""
+        part = batch_idx % self.trainer.accumulate_grad_batches
+        own, shared = self._generators(self.global_step, part)
+        t, weight = self.time_sampler(len(batch.x_0), shared, self.global_rank, self.trainer.world_size)
+        noise = torch.randn(batch.x_0.shape, generator=own, device=self.device, dtype=batch.x_0.dtype)
+        losses = self.losses(self.diffusion, batch.x_0, t, noise)
+        loss = (weight * losses).mean()
+
+        everyone_t, everyone_losses = self.all_gather((t, losses.detach()))
+        self.time_sampler.update(everyone_t.flatten(), everyone_losses.flatten())
+        self.quartiles.update(t, losses)
+        self.log("train/loss", loss, prog_bar=True, sync_dist=True)
+        return loss
+
+    def losses(self, diffusion: Diffusion, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """Unweighted loss of each image, shape (B,).
+
+        Args:
+            diffusion: the model.
+            x_0: images in [-1, 1], shape (B, C, H, W).
+            t: times in 1..T, shape (B,).
+            noise: standard normal, shape (B, C, H, W).
+        """
+        x_t = diffusion.process.diffuse(x_0, t, noise)
+        return self.loss(diffusion.predict(x_t, t), x_0)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """The loss of the averaged weights; the time and noise of an image are functions of (seed, index)."""
+        noise = IndexedNoise(self.seed, Stream.VALIDATION, batch.index, batch.x_0.shape[1:], self.device)
+        # A golden-ratio sequence covers 1..T evenly, for any number of images.
+        fraction = (batch.index.double() * 0.6180339887498949) % 1
+        t = (fraction * self.diffusion.T).long() + 1
+        losses = self.losses(self.averaged, batch.x_0, t, noise(0))
+        self.log("val/loss", losses.mean(), batch_size=len(losses), sync_dist=True, prog_bar=True)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Log the loss by quarter of the time range."""
+        if self.global_step % self.trainer.log_every_n_steps == 0 and self.quartiles.update_called:
+            for quarter, mean in enumerate(self.quartiles.compute(), 1):
+                if not mean.isnan():
+                    self.log(f"train/loss_q{quarter}", mean.float())
+            self.quartiles.reset()
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """A step of the optimizer, which the averaged weights follow."""
+        super().optimizer_step(*args, **kwargs)
+        self.ema.update(self.diffusion.network, updates=self.global_step)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """The optimizer, with linear warm-up of its learning rate."""
+        optimizer = self.optimizer(self.diffusion.network.parameters())
+        warm_up = LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / max(1, self.warmup_steps)))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warm_up, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store what rebuilds the model."""
+        checkpoint["ddpm_config"] = self.config
+
+    def _generators(self, step: int, part: int) -> tuple[torch.Generator, torch.Generator]:
+        """Noise of this rank and of all ranks together at a micro-batch; dropout follows this rank's too."""
+        key = seed_from(self.seed, Stream.TRAINING, step, part, self.global_rank + 1)
+        torch.manual_seed(key)
+        own = torch.Generator(self.device).manual_seed(key)
+        shared = torch.Generator(self.device).manual_seed(seed_from(self.seed, Stream.TRAINING, step, part, 0))
+        return own, shared

@@ -1,0 +1,74 @@
+"""What a training run says before it starts and when it ends."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning
+from rich.console import Console
+from rich.table import Table
+
+from ddpm.data.datamodule import DataModule
+from ddpm.lit.module import DDPM
+
+
+def _table(title: str, rows: dict[str, str]) -> None:
+    table = Table(title=title, show_header=False, title_justify="left", title_style="bold")
+    for name, value in rows.items():
+        table.add_row(name, value)
+    Console().print(table)
+
+
+def _choice(node: Any) -> str:
+    options = {key: value for key, value in node.items() if not key.startswith("_")}
+    name = node["_target_"].rsplit(".", 2)[-2]
+    return name + (f" ({', '.join(f'{key} {value}' for key, value in options.items())})" if options else "")
+
+
+def summary(trainer: lightning.Trainer, module: DDPM, data: DataModule, config: dict[str, Any]) -> None:
+    """Print what is about to be trained."""
+    parameters = sum(p.numel() for p in module.diffusion.network.parameters())
+    channels, height, width = data.source.shape
+    accumulate = trainer.accumulate_grad_batches
+    total_batch = data.batch_size * trainer.world_size * accumulate
+    steps, images = trainer.max_steps, len(data.images("train"))
+    rows = {group: _choice(config[group]) for group in ("parameterization", "loss", "variance", "schedule")}
+    rows |= {
+        "time sampler": _choice(config["time_sampler"]),
+        "network": f"{config['network']['_target_'].rsplit('.', 1)[-1]}, {parameters:,} parameters",
+        "data": f"{config['data']['_target_'].rsplit('.', 2)[-2]}, {images:,} + {len(data.images('test')):,} images, "
+        f"{channels}x{height}x{width}, {data.source.levels} grey levels",
+        "training": f"{steps:,} steps of {total_batch} images ({steps * total_batch / images:.1f} passes), "
+        f"{trainer.world_size} process(es) on {trainer.accelerator.__class__.__name__.removesuffix('Accelerator')}, "
+        f"precision {trainer.precision}",
+        "folder": trainer.default_root_dir,
+    }
+    _table("Experiment", rows)
+
+
+LABELS = {
+    "train/loss": "training loss",
+    "val/loss": "validation loss (averaged weights)",
+    "bits_per_dim": "bits/dim",
+    "standard_error": "  standard error over images",
+    "prior": "  prior L_T",
+    "rate": "  rate L_1 + ... + L_T",
+    "distortion": "  distortion L_0",
+    "fid": "FID",
+    "fid_floor": "  of real test images (floor)",
+    "images_per_second": "training images/s",
+}
+
+
+def results(trainer: lightning.Trainer, module: DDPM) -> None:
+    """Print the last value of each metric, and what to look at."""
+    values = {name: float(value) for name, value in trainer.callback_metrics.items()} | module.results
+    rows = {label: f"{values[name]:.4g}" for name, label in LABELS.items() if name in values}
+    rest = sorted(set(values) - set(LABELS) - {"images_per_second"})
+    rows |= {name: f"{values[name]:.4g}" for name in rest}
+    folder = Path(trainer.default_root_dir)
+    grids = sorted((folder / "samples").glob("*.png"))
+    found = {"checkpoint": folder / "last.ckpt", "samples": grids[-1] if grids else None}
+    found["metrics"] = next(iter(folder.glob("metrics.csv")), None)
+    rows |= {name: str(path) for name, path in found.items() if path is not None and path.exists()}
+    _table(f"Results after {trainer.global_step:,} steps", rows)
+    print(f"evaluate: python evaluate.py ckpt={folder / 'last.ckpt'} metrics=[fid,is,nll]")

@@ -1,0 +1,39 @@
+"""What is minimised."""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+from ddpm.diffusion import Diffusion
+from ddpm.prediction import Prediction
+
+
+class Loss(ABC):
+    """A loss per image at a given time."""
+
+    trains_variance: bool = False
+    """Whether a learned variance receives gradients."""
+    needs_learned_variance: bool = False
+    """Whether a part of the loss would train nothing under a fixed variance."""
+
+    @abstractmethod
+    def __call__(self, prediction: Prediction, x_0: Tensor) -> Tensor:
+        """Loss of each image, shape (B,).
+
+        Args:
+            prediction: of the model at x_t ~ q(x_t | x_0).
+            x_0: clean images in [-1, 1], shape (B, C, H, W).
+        """
+
+
+class WeightedError(Loss):
+    """w_t ||y_t - y^_t||^2, averaged over dimensions, in the network's own output."""
+
+    @abstractmethod
+    def weight(self, diffusion: Diffusion, t: Tensor) -> Tensor:
+        """w_t in float64, shape (B,), for times t in 1..T, shape (B,)."""
+
+    def __call__(self, prediction: Prediction, x_0: Tensor) -> Tensor:
+        target = prediction.diffusion.target(x_0, prediction.x_t, prediction.t)
+        error = ((prediction.y - target) ** 2).flatten(1).mean(1)
+        return self.weight(prediction.diffusion, prediction.t).to(error.dtype) * error

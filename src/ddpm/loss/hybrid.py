@@ -1,0 +1,31 @@
+"""L_hybrid, Nichol & Dhariwal 2021, Eq. 16."""
+
+from torch import Tensor
+
+from ddpm.loss.base import Loss
+from ddpm.loss.simple import Simple
+from ddpm.loss.vlb import VLB
+from ddpm.prediction import Prediction
+
+
+class Hybrid(Loss):
+    """L_simple + lambda L_vlb, where L_vlb trains the variance alone: the mean is detached in it.
+
+    Args:
+        vlb_weight: lambda, > 0; the paper uses 0.001.
+    """
+
+    trains_variance = True
+    needs_learned_variance = True
+
+    def __init__(self, vlb_weight: float = 0.001) -> None:
+        if vlb_weight <= 0:
+            raise ValueError(
+                f"vlb_weight must be positive, got {vlb_weight}; Nichol & Dhariwal use 0.001, and loss=simple is 0"
+            )
+        self.vlb_weight = vlb_weight
+        self.simple = Simple()
+        self.vlb = VLB()
+
+    def __call__(self, prediction: Prediction, x_0: Tensor) -> Tensor:
+        return self.simple(prediction, x_0) + self.vlb_weight * self.vlb(prediction.with_mean_detached(), x_0)

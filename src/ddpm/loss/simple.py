@@ -1,0 +1,14 @@
+"""L_simple, Ho et al. 2020, Eq. 14."""
+
+import torch
+from torch import Tensor
+
+from ddpm.diffusion import Diffusion
+from ddpm.loss.base import WeightedError
+
+
+class Simple(WeightedError):
+    """The unweighted error of the network's own output; w_t = 1."""
+
+    def weight(self, diffusion: Diffusion, t: Tensor) -> Tensor:
+        return torch.ones_like(t, dtype=torch.float64)

@@ -1,0 +1,48 @@
+"""Values of indexed images, gathered from all processes."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+
+class Gathered(Metric):
+    """Named values of images, each known by its index.
+
+    `compute` orders by index and keeps one of each, so neither the number of processes, nor the batch size, nor the
+    order, nor the padding of a distributed sampler shows. Every process must have been given at least one image.
+
+    Args:
+        names: of the values.
+    """
+
+    full_state_update = False
+
+    def __init__(self, names: Sequence[str], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.names = tuple(names)
+        for name in (*self.names, "index"):
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+
+    def update(self, values: Mapping[str, Tensor], index: Tensor) -> None:
+        """Add a batch: each of the named values, shape (B, ...), and the images' indices, int64 (B,)."""
+        for name in self.names:
+            if len(values[name]) != len(index):
+                raise ValueError(
+                    f"{len(values[name])} values of {name} came with {len(index)} indices; give one for each"
+                )
+            getattr(self, name).append(values[name].to(self.device))
+        self.index.append(index.to(self.device))  # type: ignore[operator, union-attr]
+
+    def compute(self) -> dict[str, Tensor]:
+        """Each of the named values, shape (N, ...), of the N distinct indices in their order."""
+        index = dim_zero_cat(self.index)  # type: ignore[arg-type]
+        order = index.argsort(stable=True)
+        index = index[order]
+        first = torch.ones_like(index, dtype=torch.bool)
+        first[1:] = index[1:] != index[:-1]
+        keep = order[first]
+        return {name: dim_zero_cat(getattr(self, name))[keep] for name in self.names}

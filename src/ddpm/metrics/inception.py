@@ -1,0 +1,72 @@
+"""torch-fidelity's InceptionV3, `inception-v3-compat`: the TensorFlow weights of 2015 that the papers use.
+
+torch-fidelity reads weights with a full unpickler; here they are first read as plain tensors, and only those
+tensors are handed on.
+"""
+
+import io
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
+
+from ddpm.metrics.weights import load_weights
+
+FILE_NAME = URL_INCEPTION_V3.rsplit("/", 1)[-1]
+SHA256_PREFIX = "6726825d"  # also the end of the file name, the convention of torch.hub
+TIMEOUT = 10  # seconds without an answer
+
+
+def default_path() -> Path:
+    """Where torch-fidelity itself looks for its weights."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / FILE_NAME
+
+
+def inception(
+    weights: str | Path | None = None, layers: Sequence[str] = ("2048", "logits_unbiased")
+) -> FeatureExtractorInceptionV3:
+    """torch-fidelity's FeatureExtractorInceptionV3, on the CPU and in eval mode.
+
+    Args:
+        weights: a file in torch-fidelity's format; None takes torch-fidelity's own cache or its download.
+        layers: names of the layers that a call returns, in this order.
+
+    Raises:
+        ValueError: if the weights cannot be had or read; it names the file to provide.
+    """
+    path = default_path() if weights is None else Path(weights).expanduser()
+    if weights is None and not path.is_file():
+        _download(path)
+    remedy = f"pass inception_weights=PATH with {URL_INCEPTION_V3}, or use features=classifier"
+    buffer = io.BytesIO()
+    torch.save(load_weights(path, remedy), buffer)
+    buffer.seek(0)
+    try:
+        with torch.random.fork_rng(devices=[]):  # layers initialise themselves from the global generator
+            return FeatureExtractorInceptionV3(
+                "inception-v3-compat", list(layers), feature_extractor_weights_path=buffer
+            )
+    except (RuntimeError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"{path} does not hold the weights of torch-fidelity's InceptionV3; {remedy}"
+        ) from error
+
+
+def _download(path: Path) -> None:
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)
+    try:
+        os.makedirs(path.parent, exist_ok=True)
+        progress = sys.stderr.isatty()
+        torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), SHA256_PREFIX, progress)
+    except Exception as error:  # urllib raises many kinds; each means that there is no file
+        raise ValueError(
+            f"the Inception weights are missing and could not be downloaded ({error}): "
+            f"put {URL_INCEPTION_V3} at {path}, or pass inception_weights=PATH, or use features=classifier"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(timeout)

@@ -1,0 +1,103 @@
+"""Building blocks of the U-Net of Ho et al. 2020, appendix B.
+
+Shapes: B batch, C channels, H x W pixels, E size of the time embedding.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def initialise(layer: nn.Module, scale: float = 1.0) -> nn.Module:
+    """Uniform weights of variance scale / mean(fan_in, fan_out), and zero biases; scale 0 gives a layer of zeros."""
+    for name, parameter in layer.named_parameters():
+        if name.endswith("weight") and scale > 0:
+            nn.init.xavier_uniform_(parameter, gain=math.sqrt(scale))
+        else:
+            nn.init.zeros_(parameter)
+    return layer
+
+
+def conv(c_in: int, c_out: int, kernel: int = 3, scale: float = 1.0) -> nn.Module:
+    """A convolution that keeps H and W."""
+    return initialise(nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2), scale)
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoidal embedding of the time, then two layers: (B,) -> (B, E)."""
+
+    frequencies: Tensor
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        half = width // 2
+        exponent = torch.arange(half, dtype=torch.float64) / (half - 1)
+        self.register_buffer("frequencies", torch.exp(-math.log(10000) * exponent).float(), persistent=False)
+        self.first = initialise(nn.Linear(width, out))
+        self.second = initialise(nn.Linear(out, out))
+
+    def forward(self, t: Tensor) -> Tensor:
+        angle = t[:, None].float() * self.frequencies
+        embedding = torch.cat([angle.sin(), angle.cos()], 1).to(self.first.weight.dtype)
+        return self.second(F.silu(self.first(embedding)))
+
+
+class ResidualBlock(nn.Module):
+    """Two normalised convolutions with the time embedding added in between: (B, C_in, H, W) -> (B, C_out, H, W)."""
+
+    def __init__(self, c_in: int, c_out: int, embedding: int, dropout: float, groups: int) -> None:
+        super().__init__()
+        self.norm_1 = nn.GroupNorm(groups, c_in, eps=1e-6)
+        self.conv_1 = conv(c_in, c_out)
+        self.time = initialise(nn.Linear(embedding, c_out))
+        self.norm_2 = nn.GroupNorm(groups, c_out, eps=1e-6)
+        self.dropout = nn.Dropout(dropout)
+        self.conv_2 = conv(c_out, c_out, scale=0)
+        self.shortcut = nn.Identity() if c_in == c_out else conv(c_in, c_out, kernel=1)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """`embedding` has passed its nonlinearity, shape (B, E)."""
+        h = self.conv_1(F.silu(self.norm_1(x)))
+        h = h + self.time(embedding)[:, :, None, None]
+        h = self.conv_2(self.dropout(F.silu(self.norm_2(h))))
+        return self.shortcut(x) + h
+
+
+class Attention(nn.Module):
+    """Self-attention with one head over the pixels, added to its input: (B, C, H, W) -> (B, C, H, W)."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.query_key_value = conv(channels, 3 * channels, kernel=1)
+        self.out = conv(channels, channels, kernel=1, scale=0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.query_key_value(self.norm(x)).flatten(2).transpose(1, 2)
+        q, k, v = (part.unsqueeze(1) for part in qkv.chunk(3, dim=2))
+        h = F.scaled_dot_product_attention(q, k, v).squeeze(1)
+        return x + self.out(h.transpose(1, 2).reshape(x.shape))
+
+
+class Downsample(nn.Module):
+    """Halves H and W by a strided convolution, padded below and to the right as in the published code."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = initialise(nn.Conv2d(channels, channels, 3, stride=2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Doubles H and W by repetition, then a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = conv(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))

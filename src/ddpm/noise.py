@@ -1,0 +1,66 @@
+"""Standard normal noise that is a function of its key, not of the order in which it is drawn.
+
+Philox is a counter-based generator: the noise of (seed, stream, index, step) can be drawn anywhere, in any batch, on
+any number of processes, and is the same to the last bit. It is drawn on the CPU, hence the same for every device.
+"""
+
+from collections.abc import Sequence
+from enum import IntEnum
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Stream(IntEnum):
+    """Uses of noise that must not share it."""
+
+    SAMPLES = 1
+    LIKELIHOOD = 2
+    TRAINING = 3
+    VALIDATION = 4
+    ORDER = 5
+
+
+class IndexedNoise:
+    """Noise for a batch of images, each known by its index.
+
+    Args:
+        seed: of the experiment, >= 0.
+        stream: what the noise is for.
+        indices: of the images, shape (B,).
+        shape: of one image, (C, H, W).
+        device: where the noise goes.
+        dtype: of the noise, float32 or float64.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        stream: Stream,
+        indices: Sequence[int] | Tensor,
+        shape: Sequence[int],
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.seed = seed
+        self.stream = stream
+        self.indices = [int(i) for i in indices]
+        self.shape = tuple(shape)
+        self.device = device
+        self.dtype = dtype
+        self._numpy_dtype = np.dtype(str(dtype).removeprefix("torch."))
+
+    def __call__(self, step: int) -> Tensor:
+        """The noise of one step, shape (B, C, H, W)."""
+        drawn = np.empty((len(self.indices), int(np.prod(self.shape))), self._numpy_dtype)
+        for row, index in zip(drawn, self.indices, strict=True):
+            # The lowest word of the counter advances with the numbers drawn.
+            philox = np.random.Philox(key=self.seed, counter=[0, step, index, self.stream])
+            np.random.Generator(philox).standard_normal(dtype=self._numpy_dtype, out=row)
+        return torch.from_numpy(drawn).reshape(-1, *self.shape).to(self.device)
+
+
+def seed_from(*key: int) -> int:
+    """A 63-bit seed for a torch.Generator, a function of the key, well mixed."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)

@@ -1,0 +1,13 @@
+"""Prediction of the posterior mean, Ho et al. 2020, Eq. 8: y = mu_tilde."""
+
+from torch import Tensor
+
+from ddpm.parameterization.base import Parameterization
+from ddpm.process import Process
+
+
+class Mu(Parameterization):
+    """mu_tilde = c_0 x_0 + c_t x_t, Eq. 7."""
+
+    def coefficients(self, process: Process) -> tuple[Tensor, Tensor]:
+        return process.c_0[1:], process.c_t[1:]

@@ -1,0 +1,68 @@
+"""What one evaluation of the network says about x_{t-1}."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ddpm.gaussian import Gaussian
+from ddpm.tables import gather
+
+if TYPE_CHECKING:
+    from ddpm.diffusion import Diffusion
+
+
+@dataclass
+class Prediction:
+    """Readings of the network's output at (x_t, t). All tensors have the shape of x_t.
+
+    Attributes:
+        diffusion: the model that made the prediction.
+        x_t: noisy images.
+        t: times in 1..T, shape (B,).
+        y: the network's output in its own parameterization.
+        raw: the channels that a learned variance reads, or None.
+        clip: whether x_0 is clipped to [-1, 1]; every other reading then follows the clipped x_0.
+    """
+
+    diffusion: "Diffusion"
+    x_t: Tensor
+    t: Tensor
+    y: Tensor
+    raw: Tensor | None
+    clip: bool
+
+    @cached_property
+    def x_0(self) -> Tensor:
+        """x^_0, the clean image that the output implies (Eq. 15 for eps)."""
+        x_0: Tensor = self.diffusion.to_x_0(self.y, self.x_t, self.t)
+        return x_0.clamp(-1, 1) if self.clip else x_0
+
+    @cached_property
+    def eps(self) -> Tensor:
+        """The noise in x_t that the output implies."""
+        if self.clip:
+            eps: Tensor = self.diffusion.eps_from_x_0(self.x_0, self.x_t, self.t)
+        else:
+            eps = self.diffusion.to_eps(self.y, self.x_t, self.t)
+        return eps
+
+    @property
+    def score(self) -> Tensor:
+        """grad log q(x_t) = -eps / sqrt(1 - alpha_bar_t), Song et al. 2021."""
+        return -self.eps / gather(self.diffusion.process.sigma, self.t, self.x_t)
+
+    @cached_property
+    def p(self) -> Gaussian:
+        """p(x_{t-1} | x_t): mean mu_theta and log-variance (nats)."""
+        diffusion = self.diffusion
+        if self.clip:
+            mean = diffusion.process.posterior(self.x_0, self.x_t, self.t).mean
+        else:
+            mean = diffusion.to_mean(self.y, self.x_t, self.t)
+        return Gaussian(mean, diffusion.variance.log_var(diffusion.process, self.t, self.raw, self.x_t))
+
+    def with_mean_detached(self) -> "Prediction":
+        """The same prediction, through which only the variance receives gradients."""
+        return replace(self, y=self.y.detach())

@@ -1,0 +1,131 @@
+"""The forward process q of Ho et al. 2020.
+
+Times are 1..T with alpha_bar_0 = 1. Every table has length T + 1; index 0 is the clean image.
+
+    symbol          name                                                         equation
+    beta            variance added by one step                                   2
+    alpha           1 - beta                                                     4
+    alpha_bar       product of alpha up to t: signal variance kept               4
+    sigma           sqrt(1 - alpha_bar): standard deviation of the noise in x_t  4
+    c_0, c_t        coefficients of x_0 and x_t in the posterior mean mu_tilde   7
+    beta_tilde      posterior variance                                           7
+    snr             alpha_bar / (1 - alpha_bar)
+"""
+
+import torch
+from torch import Tensor
+
+from ddpm.gaussian import Gaussian
+from ddpm.tables import Tables, gather, over_time
+
+
+class Process(Tables):
+    """q for a chain of T steps.
+
+    Args:
+        beta: variances of the steps t = 1..T, each in (0, 1), shape (T,), float64.
+        times: for a respaced chain, the original time of each of its times 0..T, shape (T + 1,).
+        origin: for a respaced chain, the process that the network was trained on.
+    Raises:
+        ValueError: a variance lies outside (0, 1).
+    """
+
+    beta: Tensor
+    alpha_bar: Tensor
+    sqrt_alpha: Tensor
+    sqrt_alpha_bar: Tensor
+    sigma: Tensor
+    c_0: Tensor
+    c_t: Tensor
+    log_beta: Tensor
+    log_beta_tilde: Tensor
+    snr: Tensor
+    times: Tensor
+
+    def __init__(self, beta: Tensor, times: Tensor | None = None, origin: "Process | None" = None) -> None:
+        super().__init__()
+        beta = beta.double()
+        outside = ~((beta > 0) & (beta < 1))
+        if outside.any():
+            t = int(outside.nonzero()[0]) + 1
+            raise ValueError(
+                f"every beta_t must lie in (0, 1), but beta_{t} = {beta[t - 1]:g}; change the schedule's range"
+            )
+        self.T = len(beta)
+        self.respaced_from = origin
+        self.register_buffer("times", torch.arange(self.T + 1) if times is None else times, persistent=False)
+
+        zero = beta.new_zeros(1)
+        # Through logarithms, so that 1 - alpha_bar keeps its precision at both ends.
+        log_alpha_bar = torch.cat([zero, torch.cumsum(torch.log1p(-beta), 0)])
+        alpha_bar, one_minus = log_alpha_bar.exp(), -torch.expm1(log_alpha_bar)
+        before, now = one_minus[:-1], one_minus[1:]
+        beta_tilde = beta * before / now
+        # beta~_1 = 0; beta~_2 stands in, so that log sigma^2 stays finite (a chain of one step has beta_1 only).
+        beta_tilde[0] = beta_tilde[1] if self.T > 1 else beta[0]
+
+        self.add_table("beta", torch.cat([zero, beta]))
+        self.add_table("alpha_bar", alpha_bar)
+        self.add_table("sqrt_alpha", (1 - self.beta).sqrt())
+        self.add_table("sqrt_alpha_bar", alpha_bar.sqrt())
+        self.add_table("sigma", one_minus.sqrt())
+        self.add_table("c_0", over_time(alpha_bar[:-1].sqrt() * beta / now))
+        self.add_table("c_t", over_time((1 - beta).sqrt() * before / now))
+        self.add_table("log_beta", over_time(beta.log()))
+        self.add_table("log_beta_tilde", over_time(beta_tilde.log()))
+        self.add_table("snr", alpha_bar / one_minus)
+
+    @property
+    def origin(self) -> "Process":
+        """The process that the network was trained on: this one unless it is respaced."""
+        return self if self.respaced_from is None else self.respaced_from
+
+    def diffuse(self, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """x_t ~ q(x_t | x_0) = N(sqrt(alpha_bar) x_0, (1 - alpha_bar) I), Eq. 4.
+
+        Args:
+            x_0: clean images in [-1, 1], shape (B, C, H, W).
+            t: times in 0..T, shape (B,).
+            noise: standard normal, shape (B, C, H, W).
+        """
+        return gather(self.sqrt_alpha_bar, t, x_0) * x_0 + gather(self.sigma, t, x_0) * noise
+
+    def marginal(self, x_0: Tensor, t: Tensor) -> Gaussian:
+        """q(x_t | x_0), Eq. 4, for t in 1..T."""
+        return Gaussian(gather(self.sqrt_alpha_bar, t, x_0) * x_0, 2 * gather(self.sigma.log(), t, x_0))
+
+    def step(self, x_before: Tensor, t: Tensor) -> Gaussian:
+        """q(x_t | x_{t-1}) = N(sqrt(alpha_t) x_{t-1}, beta_t I), Eq. 2, for t in 1..T."""
+        return Gaussian(
+            gather(self.sqrt_alpha, t, x_before) * x_before, gather(self.log_beta, t, x_before)
+        )
+
+    def posterior(self, x_0: Tensor, x_t: Tensor, t: Tensor) -> Gaussian:
+        """q(x_{t-1} | x_t, x_0), Eqs. 6-7.
+
+        Args:
+            x_0: clean images in [-1, 1], shape (B, C, H, W).
+            x_t: noisy images at time t, shape (B, C, H, W).
+            t: times in 1..T, shape (B,).
+        Returns:
+            Mean mu_tilde and log-variance log beta_tilde (nats; at t = 1, where beta_tilde is 0, that of t = 2).
+        """
+        mean = gather(self.c_0, t, x_t) * x_0 + gather(self.c_t, t, x_t) * x_t
+        return Gaussian(mean, gather(self.log_beta_tilde, t, x_t))
+
+    def respace(self, times: Tensor) -> "Process":
+        """The chain that visits only `times`: its steps merge the original ones, its marginals are the same.
+
+        Args:
+            times: strictly increasing original times in 1..T that end with T, shape (S,).
+        Raises:
+            ValueError: the times are not such.
+        """
+        increasing = bool((times.diff() > 0).all())
+        if not increasing or int(times[0]) < 1 or int(times[-1]) != self.T:
+            raise ValueError(
+                f"times must increase within 1..{self.T} and end with {self.T}, got {times.tolist()}"
+            )
+        visited = torch.cat([times.new_zeros(1), times])
+        log_alpha = self.alpha_bar.log()[visited].diff()
+        return Process(-torch.expm1(log_alpha), self.times[visited], self.origin)

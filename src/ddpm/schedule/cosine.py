@@ -1,0 +1,34 @@
+"""A cosine in alpha_bar, Nichol & Dhariwal 2021, Eq. 17."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ddpm.schedule.base import Schedule
+
+
+@dataclass(frozen=True)
+class Cosine(Schedule):
+    """alpha_bar_t = f(t) / f(0), f(t) = cos^2((t/T + s) / (1 + s) * pi/2), each beta_t at most beta_max.
+
+    Args:
+        s: offset that keeps beta_1 from vanishing, >= 0.
+        beta_max: bound on beta_t near t = T, in (0, 1).
+    """
+
+    s: float = 0.008
+    beta_max: float = 0.999
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.s < 0:
+            raise ValueError(f"s must be at least 0, got {self.s}; Nichol & Dhariwal use 0.008")
+        if not 0 < self.beta_max < 1:
+            raise ValueError(f"beta_max must be in (0, 1), got {self.beta_max}; Nichol & Dhariwal use 0.999")
+
+    def beta(self) -> Tensor:
+        time = torch.linspace(0, 1, self.T + 1, dtype=torch.float64)
+        f = torch.cos((time + self.s) / (1 + self.s) * math.pi / 2) ** 2
+        return (1 - f[1:] / f[:-1]).clamp(max=self.beta_max)

@@ -1,0 +1,14 @@
+"""How indexed work is shared out over processes."""
+
+from typing import NamedTuple
+
+
+class Share(NamedTuple):
+    """This process among all: it takes the indices rank, rank + world, ..."""
+
+    rank: int = 0
+    world: int = 1
+
+    def of(self, n: int) -> range:
+        """This process's share of the indices 0..n-1."""
+        return range(self.rank, n, self.world)

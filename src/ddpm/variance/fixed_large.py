@@ -1,0 +1,17 @@
+"""sigma_t^2 = beta_t, Ho et al. 2020, section 3.2: optimal for x_0 ~ N(0, I)."""
+
+import torch
+from torch import Tensor
+
+from ddpm.process import Process
+from ddpm.tables import gather
+from ddpm.variance.base import Variance
+
+
+class FixedLarge(Variance):
+    """log beta_t; t = 1 takes beta_tilde_2, as in the published code: it gives a better decoder."""
+
+    def log_var(self, process: Process, t: Tensor, raw: Tensor | None, x_t: Tensor) -> Tensor:
+        first = gather(process.log_beta_tilde, t, x_t)
+        later = gather(process.log_beta, t, x_t)
+        return torch.where(t.reshape(first.shape) == 1, first, later)

@@ -1,0 +1,21 @@
+"""A learned diagonal covariance, as in Table 2 of Ho et al. 2020."""
+
+from torch import Tensor
+
+from ddpm.process import Process
+from ddpm.tables import gather
+from ddpm.variance.base import Variance
+
+
+class Learned(Variance):
+    """log sigma^2 = log beta_tilde_t + raw, unbounded, for each element.
+
+    Measured from log beta_tilde_t so that a network that starts at zero starts at a sensible variance, and that the
+    reading carries over to a respaced chain.
+    """
+
+    extra_channels = 1
+
+    def log_var(self, process: Process, t: Tensor, raw: Tensor | None, x_t: Tensor) -> Tensor:
+        assert raw is not None
+        return gather(process.log_beta_tilde, t, x_t) + raw
