@@ -1,5 +1,7 @@
 """A training run, built and checked as a whole before it starts."""
 
+import logging
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +16,14 @@ from ddpm.lit import report
 from ddpm.lit.module import DDPM
 
 
+EXPECTED_WARNINGS = (
+    r"Found \d+ module\(s\) in eval mode",  # the averaged network stays in evaluation mode
+    r"Experiment logs directory",  # the run's folder already holds its configuration
+    r".*does not have many workers",  # data in memory needs none
+    r".*treespec, LeafSpec",  # of Lightning's own code
+)
+
+
 class Experiment(NamedTuple):
     """What a run consists of."""
 
@@ -24,7 +34,11 @@ class Experiment(NamedTuple):
 
     def run(self) -> None:
         """Train, from the checkpoint if there is one."""
-        report.summary(self.trainer, self.module, self.data, self.config)
+        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+        for expected in EXPECTED_WARNINGS:
+            warnings.filterwarnings("ignore", expected)
+        if self.trainer.is_global_zero:
+            report.summary(self.trainer, self.module, self.data, self.config)
         self.trainer.fit(self.module, datamodule=self.data, ckpt_path=self.config["ckpt"], weights_only=True)
         if self.trainer.is_global_zero:
             report.results(self.trainer, self.module)
@@ -52,7 +66,8 @@ def _module(config: dict[str, Any], shape: tuple[int, int, int], levels: int) ->
     loss = build.instance("loss", config["loss"])
     build.check_variance(loss, build.instance("variance", config["variance"]))
     diffusion = build.diffusion(config, shape, levels)
-    groups = {group: config[group] for group in (*MODEL, "loss", "time_sampler", "sampler", "data", "seed", "callbacks")}
+    stored = {key: config[key] for key in (*MODEL, "loss", "time_sampler", "sampler", "data", "seed")}
+    stored["features"] = config["callbacks"].get("fid", {}).get("features", "inception")
     return DDPM(
         diffusion,
         loss,
@@ -61,7 +76,7 @@ def _module(config: dict[str, Any], shape: tuple[int, int, int], levels: int) ->
         EMA(diffusion.network, config["ema"]["decay"], config["ema"]["warm_up"]),
         config["warmup_steps"],
         config["seed"],
-        groups | {"image": {"shape": list(shape), "levels": levels}},
+        stored | {"image": {"shape": list(shape), "levels": levels}},
     )
 
 

@@ -1,5 +1,6 @@
 """What a training run says before it starts and when it ends."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,9 @@ def summary(trainer: lightning.Trainer, module: DDPM, data: DataModule, config: 
         "training": f"{steps:,} steps of {total_batch} images ({steps * total_batch / images:.1f} passes), "
         f"{trainer.world_size} process(es) on {trainer.accelerator.__class__.__name__.removesuffix('Accelerator')}, "
         f"precision {trainer.precision}",
-        "folder": trainer.default_root_dir,
     }
     _table("Experiment", rows)
+    print(f"folder: {os.path.relpath(trainer.default_root_dir)}")
 
 
 LABELS = {
@@ -65,10 +66,12 @@ def results(trainer: lightning.Trainer, module: DDPM) -> None:
     rows = {label: f"{values[name]:.4g}" for name, label in LABELS.items() if name in values}
     rest = sorted(set(values) - set(LABELS) - {"images_per_second"})
     rows |= {name: f"{values[name]:.4g}" for name in rest}
-    folder = Path(trainer.default_root_dir)
+    folder = Path(os.path.relpath(trainer.default_root_dir))
     grids = sorted((folder / "samples").glob("*.png"))
     found = {"checkpoint": folder / "last.ckpt", "samples": grids[-1] if grids else None}
     found["metrics"] = next(iter(folder.glob("metrics.csv")), None)
-    rows |= {name: str(path) for name, path in found.items() if path is not None and path.exists()}
     _table(f"Results after {trainer.global_step:,} steps", rows)
+    for name, path in found.items():
+        if path is not None and path.exists():
+            print(f"{name}: {path}")
     print(f"evaluate: python evaluate.py ckpt={folder / 'last.ckpt'} metrics=[fid,is,nll]")

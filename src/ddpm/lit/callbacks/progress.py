@@ -20,6 +20,11 @@ class Progress(TQDMProgressBar):
         super().on_train_epoch_start(trainer, *args)
         self.train_progress_bar.set_description("training")
 
+    @property
+    def total_train_batches(self) -> int:
+        """Batches of the whole run: Lightning would count those that a resumed run has left."""
+        return int(self.trainer.num_training_batches)
+
     def get_metrics(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The metrics beside the bar, without Lightning's version number."""
         metrics = super().get_metrics(*args, **kwargs)

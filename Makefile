@@ -1,0 +1,38 @@
+# The two commands that a fresh machine with Python 3.11+ needs: `make train` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+
+# glibc returns large blocks to the system after every layer and faults them in again; keeping them makes CPU training
+# of small images about 1.3 times faster.
+export MALLOC_MMAP_THRESHOLD_ = 4294967296
+export MALLOC_TRIM_THRESHOLD_ = 17179869184
+export MALLOC_TOP_PAD_ = 268435456
+
+.PHONY: train test fast lint format clean
+
+train: .venv/installed
+	$(BIN)/python train.py $(ARGS)
+
+test: .venv/installed
+	$(BIN)/python -m pytest $(ARGS)
+
+fast: .venv/installed
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf .venv build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,20 @@
+"""Evaluate a checkpoint: python evaluate.py --help"""
+
+import hydra
+from omegaconf import DictConfig
+
+from ddpm import cli, config
+
+config.register()
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
+@cli.explained
+def main(cfg: DictConfig) -> None:
+    from ddpm.evaluate import evaluate
+
+    evaluate(cfg)
+
+
+if __name__ == "__main__":
+    main()

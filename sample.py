@@ -1,0 +1,20 @@
+"""Draw samples from a checkpoint: python sample.py --help"""
+
+import hydra
+from omegaconf import DictConfig
+
+from ddpm import cli, config
+
+config.register()
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="sample")
+@cli.explained
+def main(cfg: DictConfig) -> None:
+    from ddpm.sample import sample
+
+    sample(cfg)
+
+
+if __name__ == "__main__":
+    main()
