@@ -73,7 +73,9 @@ def diffusion(cfg: Any, shape: tuple[int, int, int], levels: int) -> Diffusion:
     """
     channels, height, width = shape
     if height != width:
-        raise ValueError(f"images must be square, got {height} x {width}; crop them, for instance with data=image_folder")
+        raise ValueError(
+            f"images must be square, got {height} x {width}; crop them, for instance with data=image_folder"
+        )
     variance = instance("variance", cfg["variance"])
     network = instance(
         "network",
@@ -98,5 +100,7 @@ def sampler(node: Any, T: int) -> Sampler:
     """A sampler that fits a chain of T steps."""
     built: Sampler = instance("sampler", node)
     if built.steps is not None and built.steps > T:
-        raise ValueError(f"sampler.steps={built.steps} is more than schedule.T={T}; choose at most {T}, or null for all")
+        raise ValueError(
+            f"sampler.steps={built.steps} is more than schedule.T={T}; choose at most {T}, or null for all"
+        )
     return built

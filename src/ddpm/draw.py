@@ -20,7 +20,7 @@ class Drawn(NamedTuple):
     """
 
     x: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which no batch needs
 
 
 def draw(

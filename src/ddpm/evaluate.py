@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -39,7 +38,11 @@ def evaluate(cfg: Any) -> dict[str, Any]:
     if unknown or not cfg.metrics:
         raise ValueError(f"metrics must be of {', '.join(METRICS)}, got {', '.join(unknown) or 'none'}")
     check_split(cfg.split)
-    for name, value in (("batch_size", cfg.batch_size), ("n_samples", cfg.n_samples), ("nll.n_images", cfg.nll.n_images)):
+    for name, value in (
+        ("batch_size", cfg.batch_size),
+        ("n_samples", cfg.n_samples),
+        ("nll.n_images", cfg.nll.n_images),
+    ):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
 
@@ -85,7 +88,13 @@ def _nll(cfg: Any, model: Diffusion, images: Any, seed: int) -> dict[str, Any]:
 
 
 def _quality(
-    cfg: Any, metrics: Sequence[str], model: Diffusion, source: Any, config: dict[str, Any], seed: int, folder: Path
+    cfg: Any,
+    metrics: Sequence[str],
+    model: Diffusion,
+    source: Any,
+    config: dict[str, Any],
+    seed: int,
+    folder: Path,
 ) -> dict[str, Any]:
     sampler_config = config["sampler"] if cfg.sampler is None else cfg.sampler
     sampler = build.sampler(sampler_config, model.T)
@@ -158,7 +167,10 @@ ROWS = {
 
 
 def _show(result: dict[str, Any]) -> None:
-    table = Table(title=f"{result['checkpoint']}, step {result['step']:,}, {result['weights']} weights", title_justify="left")
+    table = Table(
+        title=f"{result['checkpoint']}, step {result['step']:,}, {result['weights']} weights",
+        title_justify="left",
+    )
     for column in ("metric", "value", "N", "of"):
         table.add_column(column)
     for key, (label, part, spread) in ROWS.items():

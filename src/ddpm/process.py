@@ -96,9 +96,7 @@ class Process(Tables):
 
     def step(self, x_before: Tensor, t: Tensor) -> Gaussian:
         """q(x_t | x_{t-1}) = N(sqrt(alpha_t) x_{t-1}, beta_t I), Eq. 2, for t in 1..T."""
-        return Gaussian(
-            gather(self.sqrt_alpha, t, x_before) * x_before, gather(self.log_beta, t, x_before)
-        )
+        return Gaussian(gather(self.sqrt_alpha, t, x_before) * x_before, gather(self.log_beta, t, x_before))
 
     def posterior(self, x_0: Tensor, x_t: Tensor, t: Tensor) -> Gaussian:
         """q(x_{t-1} | x_t, x_0), Eqs. 6-7.
@@ -123,9 +121,7 @@ class Process(Tables):
         """
         increasing = bool((times.diff() > 0).all())
         if not increasing or int(times[0]) < 1 or int(times[-1]) != self.T:
-            raise ValueError(
-                f"times must increase within 1..{self.T} and end with {self.T}, got {times.tolist()}"
-            )
+            raise ValueError(f"times must increase within 1..{self.T} and end with {self.T}, got {times.tolist()}")
         visited = torch.cat([times.new_zeros(1), times])
         log_alpha = self.alpha_bar.log()[visited].diff()
         return Process(-torch.expm1(log_alpha), self.times[visited], self.origin)

@@ -38,9 +38,7 @@ def sample(cfg: Any) -> Path:
 
     parts = []
     with Steps("sampling", math.ceil(cfg.n / cfg.batch_size) * sampler.chain(model).T) as progress:
-        for x, index in draw(
-            model, sampler, config["image"]["shape"], range(cfg.n), seed, cfg.batch_size, progress
-        ):
+        for x, index in draw(model, sampler, config["image"]["shape"], range(cfg.n), seed, cfg.batch_size, progress):
             parts.append(as_uint8(to_pixels(x, model.levels), model.levels).cpu())
             if cfg.format == "png":
                 for image, i in zip(parts[-1], index.tolist(), strict=True):

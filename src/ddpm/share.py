@@ -12,3 +12,7 @@ class Share(NamedTuple):
     def of(self, n: int) -> range:
         """This process's share of the indices 0..n-1."""
         return range(self.rank, n, self.world)
+
+
+ALONE = Share()
+"""The share of a single process."""

@@ -20,7 +20,7 @@ class Tables(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Tables":
         if recurse:
             for child in self.children():
-                child._apply(fn)
+                child._apply(fn)  # type: ignore[no-untyped-call]
         for name, table in self._buffers.items():
             if table is not None:
                 self._buffers[name] = table.to(fn(table).device)

@@ -114,9 +114,7 @@ def test_digits_keep_their_labels():
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
-    label_of = {
-        image.astype(np.uint8).tobytes(): int(label) for image, label in zip(images, labels, strict=True)
-    }
+    label_of = {image.astype(np.uint8).tobytes(): int(label) for image, label in zip(images, labels, strict=True)}
     for split in ("train", "test"):
         loaded = Digits().load(split)
         pixels = loaded.pixels(range(len(loaded)))
@@ -199,9 +197,7 @@ def test_class_names_are_complete_and_sorted_where_the_set_sorts_them():
         (CIFAR100, r"put cifar-100-python\.tar\.gz .* under "),
     ],
 )
-def test_missing_data_is_one_line_that_lists_the_ways_to_provide_it(
-    source_class, remedy, tmp_path, monkeypatch, capfd
-):
+def test_missing_data_is_one_line_that_lists_the_ways_to_provide_it(source_class, remedy, tmp_path, monkeypatch, capfd):
     def no_network(*args, **kwargs):
         raise OSError("no network\nhere")
 
@@ -328,9 +324,7 @@ def test_a_missing_and_an_empty_folder_say_so(tmp_path):
 
 def test_a_split_without_images_says_what_to_do(tmp_path):
     _grey_folder(tmp_path, n=2)
-    with pytest.raises(
-        ValueError, match=r"test_fraction=1e-06 leaves no test image in .*; add images, change"
-    ):
+    with pytest.raises(ValueError, match=r"test_fraction=1e-06 leaves no test image in .*; add images, change"):
         ImageFolder(str(tmp_path), 8, test_fraction=1e-6).load("train")
 
 
@@ -412,9 +406,7 @@ def test_digest_on_disk_changes_with_the_files_and_the_settings(tmp_path):
     _grey_folder(tmp_path)
 
     def digest(**options):
-        return (
-            ImageFolder(str(tmp_path), **({"image_size": 8, "memory_gb": 0} | options)).load("train").digest()
-        )
+        return ImageFolder(str(tmp_path), **({"image_size": 8, "memory_gb": 0} | options)).load("train").digest()
 
     before = digest()
     assert digest() == before
@@ -470,9 +462,7 @@ def test_ranks_are_disjoint_and_their_union_does_not_depend_on_their_number():
 
 
 def test_too_few_images_for_a_batch_say_what_to_choose():
-    with pytest.raises(
-        ValueError, match=r"7 training images are too few .* 4 .* 2 processes; choose batch_size <= 3"
-    ):
+    with pytest.raises(ValueError, match=r"7 training images are too few .* 4 .* 2 processes; choose batch_size <= 3"):
         TrainBatches(7, 4, world=2)
 
 

@@ -18,7 +18,8 @@ from ddpm.metrics import classifier as classifier_module
 from ddpm.metrics import inception as inception_module
 from ddpm.metrics.classifier import Classifier, train_classifier
 from ddpm.metrics.features import FeatureNetwork, feature_network, features_of
-from ddpm.metrics.fidelity import SampleFeatures, fidelity
+from ddpm.metrics.fidelity import fidelity
+from ddpm.metrics.gathered import Gathered
 from ddpm.metrics.inception import inception
 from ddpm.metrics.weights import weights_digest
 
@@ -135,7 +136,7 @@ def random_features(n, seed=0, dim=8, shift=0.0):
 
 
 def gathered(features, batches, **kwargs):
-    metric = SampleFeatures(**kwargs)
+    metric = Gathered(("features", "logits"), **kwargs)
     for index in batches:
         metric.update({key: value[index] for key, value in features.items()}, index)
     return metric
@@ -168,7 +169,7 @@ def test_two_ranks_report_the_same_metrics_as_one():
 
 def test_gathering_refuses_samples_without_indices():
     with pytest.raises(ValueError, match="4 samples came with 3 indices; give one for each"):
-        SampleFeatures().update(random_features(4), torch.arange(3))
+        Gathered(("features", "logits")).update(random_features(4), torch.arange(3))
 
 
 def test_fid_of_a_set_against_itself_is_zero():
@@ -255,9 +256,7 @@ def test_classifier_learns_the_digits():
 
 def test_classifier_states_its_accuracy_on_the_test_images(monkeypatch):
     monkeypatch.setitem(classifier_module.RECIPE, "examples", 1)
-    train, test = (
-        InMemory(x.pixels(range(len(x))) // 2 + 60, x.labels) for x in (blobs(96, 0), blobs(50, 1))
-    )
+    train, test = (InMemory(x.pixels(range(len(x))) // 2 + 60, x.labels) for x in (blobs(96, 0), blobs(50, 1)))
     network = feature_network("classifier", train, test, 3)
     logits = features_of(network, test, 256)["logits"]
     assert network.accuracy == int((logits.argmax(1) == test.labels).sum()) / 50
@@ -355,9 +354,7 @@ def test_feature_networks_say_what_they_take():
     network = network_of()
     with pytest.raises(ValueError, match=r"images must be uint8 of shape .*, got torch.float32"):
         network(torch.zeros(1, 1, 8, 8))
-    with pytest.raises(
-        ValueError, match=r"takes uint8 images of shape \(B, 3, 8, 8\), got .* \(1, 3, 9, 9\)"
-    ):
+    with pytest.raises(ValueError, match=r"takes uint8 images of shape \(B, 3, 8, 8\), got .* \(1, 3, 9, 9\)"):
         network(torch.zeros(1, 1, 9, 9, dtype=torch.uint8))
     with pytest.raises(ValueError, match="features must be one of inception, classifier, got 'vgg'"):
         feature_network("vgg")
@@ -400,9 +397,7 @@ class Payload:
 
 
 @pytest.mark.parametrize("read", [inception, lambda path: Classifier("classifier", ["features"], path)])
-@pytest.mark.parametrize(
-    "write", [torch.save, lambda payload, path: path.write_bytes(pickle.dumps(payload, 2))]
-)
+@pytest.mark.parametrize("write", [torch.save, lambda payload, path: path.write_bytes(pickle.dumps(payload, 2))])
 def test_code_in_a_weights_file_is_refused_and_does_not_run(tmp_path, read, write):
     path, trace = tmp_path / "weights.pt", tmp_path / "executed"
     write({"format": Payload(trace)}, path)

@@ -44,9 +44,7 @@ class InMemory:
 
     def __init__(self, pixels: Tensor, labels: Tensor) -> None:
         if pixels.dtype != torch.uint8 or pixels.ndim != 4:
-            raise ValueError(
-                f"pixels must be uint8 of shape (N, C, H, W), got {pixels.dtype} of {tuple(pixels.shape)}"
-            )
+            raise ValueError(f"pixels must be uint8 of shape (N, C, H, W), got {pixels.dtype} of {tuple(pixels.shape)}")
         self._pixels = pixels.contiguous()
         self.labels = _as_labels(labels, len(pixels))
 

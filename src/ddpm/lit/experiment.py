@@ -15,7 +15,6 @@ from ddpm.ema import EMA
 from ddpm.lit import report
 from ddpm.lit.module import DDPM
 
-
 EXPECTED_WARNINGS = (
     r"Found \d+ module\(s\) in eval mode",  # the averaged network stays in evaluation mode
     r"Experiment logs directory",  # the run's folder already holds its configuration
@@ -81,10 +80,9 @@ def _module(config: dict[str, Any], shape: tuple[int, int, int], levels: int) ->
 
 
 def _trainer(cfg: DictConfig, config: dict[str, Any], T: int) -> lightning.Trainer:
-    if config["trainer"].get("max_steps", -1) < 1:
-        raise ValueError(
-            f"training is counted in steps: trainer.max_steps must be at least 1, got {config['trainer'].get('max_steps')}"
-        )
+    max_steps = config["trainer"].get("max_steps", -1)
+    if max_steps < 1:
+        raise ValueError(f"training is counted in steps: trainer.max_steps must be at least 1, got {max_steps}")
     build.sampler(config["sampler"], T)
     callbacks = [build.instance(f"callbacks.{name}", node) for name, node in config["callbacks"].items()]
     loggers = [build.instance(f"logger.{name}", node) for name, node in config["logger"].items()]

@@ -104,7 +104,8 @@ class DDPM(lightning.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log the loss by quarter of the time range."""
-        if self.global_step % self.trainer.log_every_n_steps == 0 and self.quartiles.update_called:
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if self.global_step % every == 0 and self.quartiles.update_called:
             for quarter, mean in enumerate(self.quartiles.compute(), 1):
                 if not mean.isnan():
                     self.log(f"train/loss_q{quarter}", mean.float())
@@ -115,7 +116,7 @@ class DDPM(lightning.LightningModule):
         super().optimizer_step(*args, **kwargs)
         self.ema.update(self.diffusion.network, updates=self.global_step)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
         """The optimizer, with linear warm-up of its learning rate."""
         optimizer = self.optimizer(self.diffusion.network.parameters())
         warm_up = LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / max(1, self.warmup_steps)))

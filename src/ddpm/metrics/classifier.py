@@ -80,9 +80,7 @@ class Classifier(FeatureExtractorBase):
         super().__init__(name, list(features_list))
         remedy = "delete it and train the classifier again (ddpm.metrics.classifier.train_classifier)"
         if feature_extractor_weights_path is None:
-            raise ValueError(
-                "the classifier has no weights of its own; pass the path that train_classifier returned"
-            )
+            raise ValueError("the classifier has no weights of its own; pass the path that train_classifier returned")
         weights = load_weights(feature_extractor_weights_path, remedy)
         try:
             if weights["format"] != FORMAT:
@@ -93,9 +91,7 @@ class Classifier(FeatureExtractorBase):
                 self.network = network(self.channels, self.classes, self.size)
             self.network.load_state_dict(weights["state_dict"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(
-                f"{feature_extractor_weights_path} is not a classifier's file; {remedy}"
-            ) from error
+            raise ValueError(f"{feature_extractor_weights_path} is not a classifier's file; {remedy}") from error
         self.requires_grad_(False)
         self.eval()
 

@@ -12,15 +12,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch_fidelity.defaults import DEFAULTS
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
 METRICS = ("fid", "is", "kid", "prc")
 NAMES = {
@@ -32,44 +29,6 @@ NAMES = {
     "precision": "precision",
     "recall": "recall",
 }
-
-
-class SampleFeatures(Metric):
-    """Features and logits of samples, gathered from all processes.
-
-    `compute` orders by index and keeps one of each, so neither the number of processes, nor the batch size,
-    nor the order, nor the padding of a distributed sampler shows. Every process must be given a sample.
-    """
-
-    full_state_update = False
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        for name in ("features", "logits", "index"):
-            self.add_state(name, default=[], dist_reduce_fx="cat")
-
-    def update(self, features: Mapping[str, Tensor], index: Tensor) -> None:
-        """Add a batch: features (B, dim) and logits (B, classes), and the samples' indices, int64 (B,)."""
-        n = len(features["features"])
-        if not n == len(features["logits"]) == len(index):
-            raise ValueError(f"{n} samples came with {len(index)} indices; give one for each")
-        # on the metric's device, where processes exchange them
-        self.features.append(features["features"].to(self.device))  # type: ignore[operator, union-attr]
-        self.logits.append(features["logits"].to(self.device))  # type: ignore[operator, union-attr]
-        self.index.append(index.to(self.device, torch.int64))  # type: ignore[operator, union-attr]
-
-    def compute(self) -> dict[str, Tensor]:
-        """Features (N, dim) and logits (N, classes) of the N distinct indices, in their order."""
-        index = dim_zero_cat(self.index)  # type: ignore[arg-type]
-        order = index.argsort(stable=True)
-        index = index[order]
-        first = torch.ones_like(index, dtype=torch.bool)
-        first[1:] = index[1:] != index[:-1]
-        keep = order[first]
-        return {
-            "features": dim_zero_cat(self.features)[keep],  # type: ignore[arg-type]
-            "logits": dim_zero_cat(self.logits)[keep],  # type: ignore[arg-type]
-        }
 
 
 def fidelity(
@@ -85,7 +44,7 @@ def fidelity(
     """What torch-fidelity's `calculate_metrics` reports for the same images in the same order.
 
     Args:
-        samples: `features` (N, dim) and `logits` (N, classes), as from `SampleFeatures` or `features_of`.
+        samples: `features` (N, dim) and `logits` (N, classes), as from `sample_features` or `features_of`.
         reference: the same of real images; None if only `is` is asked for.
         metrics: of fid, is, kid, prc.
         isc_splits, kid_subsets, kid_subset_size, prc_neighborhood: torch-fidelity's options and defaults. The
@@ -99,9 +58,7 @@ def fidelity(
     if unknown or not metrics:
         raise ValueError(f"metrics must be of {', '.join(METRICS)}, got {', '.join(unknown) or 'none'}")
     if reference is None and set(metrics) != {"is"}:
-        raise ValueError(
-            "fid, kid and prc compare with real images; give the reference, or ask for metrics=[is]"
-        )
+        raise ValueError("fid, kid and prc compare with real images; give the reference, or ask for metrics=[is]")
     fake = _checked(samples["features"], "samples")
     real = fake if reference is None else _checked(reference["features"], "reference images")
     if fake.shape[1] != real.shape[1]:
@@ -115,9 +72,7 @@ def fidelity(
     for name in metrics:
         have = len(fake) if name == "is" else n
         if have < least[name]:
-            raise ValueError(
-                f"{name} needs at least {least[name]} images, got {have}; take more, or leave out {name}"
-            )
+            raise ValueError(f"{name} needs at least {least[name]} images, got {have}; take more, or leave out {name}")
 
     found: dict[str, float] = {}
     result: dict[str, Any] = {}
@@ -138,9 +93,7 @@ def fidelity(
         found |= isc_features_to_metric(_checked(samples["logits"], "samples"), splits=isc_splits)
     if "kid" in metrics:
         size = min(kid_subset_size, n)
-        found |= kid_features_to_metric(
-            fake, real, kid_subsets=kid_subsets, kid_subset_size=size, verbose=False
-        )
+        found |= kid_features_to_metric(fake, real, kid_subsets=kid_subsets, kid_subset_size=size, verbose=False)
         result["kid_subset_size"] = size
     if "prc" in metrics:
         # the same numbers either way; all distances of 50,000 images at once would take 10 GB a matrix
@@ -159,7 +112,5 @@ def _checked(features: Tensor, whose: str) -> Tensor:
     """Finite float32 features on the CPU, as torch-fidelity wants them."""
     features = features.detach().float().cpu()
     if not features.isfinite().all():
-        raise ValueError(
-            f"the features of the {whose} hold NaN or infinity; check the feature network's weights"
-        )
+        raise ValueError(f"the features of the {whose} hold NaN or infinity; check the feature network's weights")
     return features

@@ -51,9 +51,7 @@ def inception(
                 "inception-v3-compat", list(layers), feature_extractor_weights_path=buffer
             )
     except (RuntimeError, AttributeError, TypeError) as error:
-        raise ValueError(
-            f"{path} does not hold the weights of torch-fidelity's InceptionV3; {remedy}"
-        ) from error
+        raise ValueError(f"{path} does not hold the weights of torch-fidelity's InceptionV3; {remedy}") from error
 
 
 def _download(path: Path) -> None:

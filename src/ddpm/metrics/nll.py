@@ -10,7 +10,7 @@ from ddpm.diffusion import Diffusion
 from ddpm.elbo import Bound, bound
 from ddpm.metrics.gathered import Gathered
 from ddpm.noise import IndexedNoise, Stream
-from ddpm.share import Share
+from ddpm.share import ALONE, Share
 
 
 def bound_of(
@@ -20,7 +20,7 @@ def bound_of(
     seed: int,
     batch_size: int,
     clip: bool = False,
-    share: Share = Share(),
+    share: Share = ALONE,
     on_step: Callable[[], None] = lambda: None,
 ) -> Bound:
     """The bound of the first n images of all processes, on each of them.
@@ -39,7 +39,7 @@ def bound_of(
     """
     device = diffusion.process.times.device
     metric = Gathered(("prior", "terms")).to(device)
-    for index in torch.tensor(share.of(n)).split(batch_size):
+    for index in torch.split(torch.tensor(share.of(n)), batch_size):
         x_0 = to_unit(images.pixels(index), diffusion.levels).to(device)
         noise = IndexedNoise(seed, Stream.LIKELIHOOD, index, x_0.shape[1:], device)
         part = bound(diffusion, x_0, noise, clip, on_step)

@@ -12,7 +12,7 @@ from ddpm.draw import draw
 from ddpm.metrics.features import FeatureNetwork, features_of
 from ddpm.metrics.gathered import Gathered
 from ddpm.sampler.base import Sampler
-from ddpm.share import Share
+from ddpm.share import ALONE, Share
 
 
 def sample_features(
@@ -23,7 +23,7 @@ def sample_features(
     n: int,
     seed: int,
     batch_size: int,
-    share: Share = Share(),
+    share: Share = ALONE,
     on_step: Callable[[], None] = lambda: None,
     on_batch: Callable[[Tensor, Tensor], None] = lambda pixels, index: None,
 ) -> dict[str, Tensor]:
@@ -47,7 +47,7 @@ def real_features(
     network: FeatureNetwork,
     levels: int,
     n: int | None = None,
-    share: Share = Share(),
+    share: Share = ALONE,
     device: torch.device | str = "cpu",
     progress: bool = False,
 ) -> dict[str, Tensor]:

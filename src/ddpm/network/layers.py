@@ -4,13 +4,16 @@ Shapes: B batch, C channels, H x W pixels, E size of the time embedding.
 """
 
 import math
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
-def initialise(layer: nn.Module, scale: float = 1.0) -> nn.Module:
+
+def initialise(layer: Layer, scale: float = 1.0) -> Layer:
     """Uniform weights of variance scale / mean(fan_in, fan_out), and zero biases; scale 0 gives a layer of zeros."""
     for name, parameter in layer.named_parameters():
         if name.endswith("weight") and scale > 0:
@@ -20,7 +23,7 @@ def initialise(layer: nn.Module, scale: float = 1.0) -> nn.Module:
     return layer
 
 
-def conv(c_in: int, c_out: int, kernel: int = 3, scale: float = 1.0) -> nn.Module:
+def conv(c_in: int, c_out: int, kernel: int = 3, scale: float = 1.0) -> nn.Conv2d:
     """A convolution that keeps H and W."""
     return initialise(nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2), scale)
 

@@ -75,11 +75,12 @@ class UNet(nn.Module):
 
         self.up = nn.ModuleList()
         for level in reversed(range(len(channels))):
-            for _ in range(blocks + 1):
-                self.up.append(stage(c + skips.pop(), channels[level], sizes[level]))
+            for block in range(blocks + 1):
+                parts = stage(c + skips.pop(), channels[level], sizes[level])
                 c = channels[level]
-            if level > 0:
-                self.up[-1].append(Upsample(c))
+                if level > 0 and block == blocks:
+                    parts.append(Upsample(c))
+                self.up.append(parts)
 
         self.norm_out = nn.GroupNorm(groups, c, eps=1e-6)
         self.conv_out = conv(c, out_channels, scale=0)

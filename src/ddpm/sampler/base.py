@@ -63,7 +63,8 @@ class Sampler(ABC):
         """
         for state in self.trajectory(diffusion, noise):
             on_step()
-        return state.x
+            x = state.x
+        return x
 
     def chain(self, diffusion: Diffusion) -> Diffusion:
         """The model on the chain that is sampled."""

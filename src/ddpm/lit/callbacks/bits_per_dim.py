@@ -25,9 +25,7 @@ class BitsPerDim(Periodic):
         seed: of the noise.
     """
 
-    def __init__(
-        self, every_n_steps: int | None, n_images: int | None, batch_size: int, clip: bool, seed: int
-    ) -> None:
+    def __init__(self, every_n_steps: int | None, n_images: int | None, batch_size: int, clip: bool, seed: int) -> None:
         super().__init__(every_n_steps)
         if (n_images is not None and n_images < 1) or batch_size < 1:
             raise ValueError(

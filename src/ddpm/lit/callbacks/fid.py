@@ -1,6 +1,7 @@
 """FID and its relatives during training."""
 
 import math
+from functools import partial
 
 import lightning
 
@@ -47,7 +48,8 @@ class FID(Periodic):
             raise ValueError(f"callbacks.fid.metrics must be of {', '.join(METRICS)}, got {', '.join(unknown)}")
         if n_samples < 2 or batch_size < 1:
             raise ValueError(
-                f"callbacks.fid needs n_samples of at least 2 and batch_size of at least 1, got {n_samples}, {batch_size}"
+                f"callbacks.fid needs n_samples of at least 2 and batch_size of at least 1, "
+                f"got {n_samples}, {batch_size}"
             )
         self.n_samples = n_samples
         self.batch_size = batch_size
@@ -66,16 +68,21 @@ class FID(Periodic):
         for turn in (trainer.is_global_zero, not trainer.is_global_zero):
             if turn:
                 self.network = feature_network(
-                    self.features, data.train, data.test, len(source.classes), source.levels, self.inception_weights
+                    self.features,
+                    data.train,
+                    data.test,
+                    len(source.classes),
+                    source.levels,
+                    self.inception_weights,
                 )
             trainer.strategy.barrier()
         if self.network.accuracy is not None and trainer.is_global_zero:
             print(f"features=classifier: test accuracy {self.network.accuracy:.1%}, network {self.network.digest}")
 
         share = Share(trainer.global_rank, trainer.world_size)
-        common = dict(share=share, device=pl_module.device, progress=trainer.is_global_zero)
-        self.reference = real_features(data.train, self.network, source.levels, **common)
-        floor = real_features(data.test, self.network, source.levels, self.n_samples, **common)
+        real = partial(real_features, share=share, device=pl_module.device, progress=trainer.is_global_zero)
+        self.reference = real(data.train, self.network, source.levels)
+        floor = real(data.test, self.network, source.levels, self.n_samples)
         self.floor = fidelity(floor, self.reference, ["fid"])["fid"]
         if len(data.test) < self.n_samples and trainer.is_global_zero:
             print(f"the floor of FID is that of all {len(data.test)} test images, fewer than {self.n_samples} samples")
@@ -87,7 +94,15 @@ class FID(Periodic):
         source = trainer.datamodule.source  # type: ignore[attr-defined]
         with Steps("FID", batches * self.sampler.chain(model).T, trainer.is_global_zero) as progress:
             samples = sample_features(
-                model, self.sampler, self.network, source.shape, self.n_samples, self.seed, self.batch_size, share, progress
+                model,
+                self.sampler,
+                self.network,
+                source.shape,
+                self.n_samples,
+                self.seed,
+                self.batch_size,
+                share,
+                progress,
             )
         scores = fidelity(samples, self.reference, self.metrics)
         scores.pop("warnings")

@@ -29,4 +29,4 @@ class Progress(TQDMProgressBar):
         """The metrics beside the bar, without Lightning's version number."""
         metrics = super().get_metrics(*args, **kwargs)
         metrics.pop("v_num", None)
-        return metrics  # type: ignore[return-value]
+        return metrics

@@ -34,7 +34,7 @@ class Throughput(lightning.Callback):
         if self._start is None:
             return
         self._images += len(batch.x_0) * trainer.world_size
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             seconds = time.perf_counter() - self._start
             pl_module.log("images_per_second", self._images / seconds, prog_bar=True)
             self._total_images += self._images
