@@ -31,22 +31,25 @@ def discretised_log_likelihood(x: Tensor, p: Gaussian, levels: int) -> Tensor:
     bins are open, so that the K masses sum to one.
 
     Args:
-        x: grey levels in [-1, 1], shape (B, ...).
+        x: grey levels in [-1, 1], shape (B, ...); other values count as the nearest level.
         p: the Gaussian that is discretised.
         levels: K >= 2.
     Returns:
         Log-probabilities in nats, per element, <= 0, in float64: the far tails need it.
     """
     half_bin = 1 / (levels - 1)
-    x, mean = x.double(), p.mean.double()
+    mean = p.mean.double()
     inverse_sigma = torch.exp(-0.5 * p.log_var.double())
+    # The level itself, free of the rounding of x to float32, so that neighbouring bins share their edge.
+    level = ((x.double() + 1) / (2 * half_bin)).round()
+    exact = 2 * half_bin * level - 1
     # By symmetry the bin is moved to the lower tail, where log_ndtr keeps its precision.
-    side = torch.where(x > mean, -1.0, 1.0)
-    distance = side * (x - mean)
+    side = torch.where(exact > mean, -1.0, 1.0)
+    distance = side * (exact - mean)
     upper = torch.special.log_ndtr((distance + half_bin) * inverse_sigma)
     lower = torch.special.log_ndtr((distance - half_bin) * inverse_sigma)
     # At an open end the bin reaches to infinity on its outer side.
-    outward = torch.where(x > 1 - half_bin, 1.0, torch.where(x < half_bin - 1, -1.0, 0.0)) * side
+    outward = torch.where(level >= levels - 1, side, torch.where(level <= 0, -side, 0.0))
     upper = torch.where(outward > 0, torch.zeros_like(upper), upper)
     lower = torch.where(outward < 0, torch.full_like(lower, -torch.inf), lower)
     return upper + log1mexp(lower - upper)

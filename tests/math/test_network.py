@@ -1,0 +1,78 @@
+import pytest
+import torch
+
+from ddpm.network.unet import UNet
+
+
+def small(**options):
+    defaults = dict(image_size=8, in_channels=1, out_channels=1, width=16, multipliers=(1, 2), attention=(4,), groups=4)
+    return UNet(**(defaults | options))
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [
+        (dict(image_size=32), 35_746_307),
+        (dict(image_size=256, multipliers=(1, 1, 2, 2, 4, 4), dropout=0.0), 113_673_219),
+        (dict(image_size=256, multipliers=(1, 1, 2, 2, 4, 4), dropout=0.0, width=192), 255_677_955),
+    ],
+)
+def test_parameter_counts_are_those_of_the_paper(options, count):
+    with torch.device("meta"):
+        network = UNet(in_channels=3, out_channels=3, **options)
+    assert sum(p.numel() for p in network.parameters()) == count
+
+
+@pytest.mark.parametrize(
+    "options",
+    [dict(), dict(out_channels=2), dict(image_size=28, multipliers=(1, 1, 1), attention=(7, 28)), dict(blocks=3)],
+)
+def test_output_has_the_shape_asked_for(options):
+    network = small(**options)
+    size = options.get("image_size", 8)
+    out = network(torch.randn(2, 1, size, size), torch.tensor([0, 999]))
+    assert out.shape == (2, options.get("out_channels", 1), size, size)
+
+
+def test_output_starts_at_zero_and_every_parameter_is_trained():
+    network = small(dropout=0.0)
+    x, t = torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 500, 999])
+    assert network(x, t).abs().max() == 0
+    # Layers that start at zero stop gradients at first; a small push shows that all parameters matter.
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
+    network(x, t).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
+
+
+def test_neighbouring_times_are_told_apart_and_images_do_not_mix():
+    network = small(dropout=0.0).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter, generator=None))
+    x = torch.randn(3, 1, 8, 8)
+    out = network(x, torch.tensor([10, 11, 500]))
+    assert (network(x[:1], torch.tensor([11])) - out[:1]).abs().max() > 1e-5
+    assert torch.allclose(network(x[1:2], torch.tensor([11])), out[1:2], atol=1e-5)
+
+
+def test_float64_runs_throughout():
+    network = small(dropout=0.0).double()
+    assert network(torch.randn(1, 1, 8, 8, dtype=torch.float64), torch.tensor([3])).dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(image_size=9), r"image_size 9 cannot be halved 1 times, as multipliers=\[1, 2\] asks"),
+        (dict(attention=(16,)), r"attention at \[16\] is never reached; the levels of this network are \[8, 4\]"),
+        (dict(dropout=1.0), r"dropout must be in \[0, 1\), got 1.0"),
+        (dict(groups=5), "width must be even and divisible by groups=5, got 16"),
+        (dict(multipliers=()), "a U-Net needs at least one level"),
+        (dict(blocks=0), "at least one level, one block"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_explained(options, message):
+    with pytest.raises(ValueError, match=message):
+        small(**options)
