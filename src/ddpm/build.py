@@ -1,11 +1,15 @@
 """From a configuration to objects, with the checks that span several groups."""
 
 import inspect
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import hydra
+import torch
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
+from torch.optim import Optimizer
 
 from ddpm.data.source import Source
 from ddpm.diffusion import Diffusion
@@ -23,9 +27,11 @@ def instance(group: str, node: Any, **keywords: Any) -> Any:
         node: with `_target_` and keywords.
         keywords: that other groups determine.
     Raises:
-        ValueError: the target does not exist, or refuses its keywords.
+        ValueError: there is no target, it does not exist, or it refuses its keywords.
     """
     node = OmegaConf.create(node) if isinstance(node, dict) else node
+    if not isinstance(node, DictConfig) or "_target_" not in node:
+        raise ValueError(f"{group} has no _target_, the class to build; choose an option: {group}=...")
     try:
         return hydra.utils.instantiate(node, **keywords)
     except InstantiationException as error:
@@ -94,6 +100,16 @@ def diffusion(cfg: Any, shape: tuple[int, int, int], levels: int) -> Diffusion:
 def source(cfg: Any) -> Source:
     """Where the images come from."""
     return instance("data", cfg["data"])
+
+
+def optimizer(node: Any) -> Callable[[Iterable[nn.Parameter]], Optimizer]:
+    """Parameters -> optimizer, tried on one parameter so that a wrong keyword shows at once."""
+    make: Callable[[Iterable[nn.Parameter]], Optimizer] = instance("optimizer", node)
+    try:
+        make([nn.Parameter(torch.zeros(1))])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"optimizer: {str(error).splitlines()[0]}") from error
+    return make
 
 
 def sampler(node: Any, T: int) -> Sampler:

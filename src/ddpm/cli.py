@@ -3,6 +3,7 @@
 import functools
 import time
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ class UserError(CompactHydraException):
 
 
 def explained(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
-    """Show a ValueError, and a value that is missing, as one line."""
+    """Show a ValueError, a key that is unknown, and a value that is missing, as one line."""
 
     @functools.wraps(main)
     def wrapped(cfg: DictConfig) -> Any:
         try:
+            _check_keys(cfg)
             missing = sorted(OmegaConf.missing_keys(cfg))
             if missing:
                 raise ValueError(f"missing: {', '.join(missing)}; give {missing[0]}=...")
@@ -30,6 +32,19 @@ def explained(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
             raise UserError(f"error: {str(error).splitlines()[0]}") from error
 
     return wrapped
+
+
+def _check_keys(cfg: DictConfig, path: str = "") -> None:
+    """Hydra lets `+key=value` add a key that the schema does not have, and advises it for one that is misspelt."""
+    schema = OmegaConf.get_type(cfg)
+    if schema is None or not is_dataclass(schema):
+        return
+    known = [field.name for field in fields(schema)]
+    for key in cfg:
+        if key not in known:
+            raise ValueError(f"there is no key {path}{key}; the keys are {', '.join(path + name for name in known)}")
+        if not OmegaConf.is_missing(cfg, key) and isinstance(cfg._get_node(key), DictConfig):
+            _check_keys(cfg._get_node(key), f"{path}{key}.")
 
 
 def device(name: str) -> torch.device:

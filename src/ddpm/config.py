@@ -95,8 +95,14 @@ class SampleConfig:
     trusted: list[str] = field(default_factory=list)
 
 
+def folder_name(text: str) -> str:
+    """`text` as a folder's name that needs no quotes in ckpt=... and is not too long for a file system."""
+    return re.sub(r"[^\w.,+-]+", "-", text)[:120]
+
+
 def register() -> None:
-    """Make the schemas known to Hydra, under the names that conf/*.yaml build on."""
+    """Make the schemas known to Hydra, under the names that conf/*.yaml build on, and the resolver `folder_name`."""
+    OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
     store = ConfigStore.instance()
     store.store("train_schema", TrainConfig)
     store.store("evaluate_schema", EvaluateConfig)

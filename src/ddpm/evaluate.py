@@ -46,6 +46,8 @@ def evaluate(cfg: Any) -> dict[str, Any]:
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
 
+    if cfg.seed is not None and cfg.seed < 0:
+        raise ValueError(f"seed must be at least 0, got {cfg.seed}")
     content = checkpoint.read(cfg.ckpt, cfg.trusted)
     config = content["ddpm_config"]
     model = checkpoint.model(content, cfg.weights).to(cli.device(cfg.device))

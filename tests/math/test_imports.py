@@ -22,7 +22,8 @@ def test_importing_the_mathematics_loads_neither_lightning_nor_hydra_nor_omegaco
     code = (
         "import importlib, sys\n"
         f"for name in {modules!r}: importlib.import_module(name)\n"
-        "found = {name.split('.')[0] for name in sys.modules} & {'lightning', 'pytorch_lightning', 'hydra', 'omegaconf'}\n"
+        "roots = {name.split('.')[0] for name in sys.modules}\n"
+        "found = roots & {'lightning', 'pytorch_lightning', 'hydra', 'omegaconf'}\n"
         "sys.exit(f'loaded {found}' if found else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

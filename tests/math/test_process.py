@@ -108,5 +108,5 @@ def test_bad_chains_are_explained(process):
     with pytest.raises(ValueError, match=r"steps must be in 1..1000 .* got 1001"):
         spacing.uniform(1000, 1001)
     for times in ([5, 3, 1000], [1, 2], [0, 1000]):
-        with pytest.raises(ValueError, match="times must increase within 1..1000 and end with 1000"):
+        with pytest.raises(ValueError, match=r"times must increase within 1..1000 and end with 1000"):
             process.respace(torch.tensor(times))

@@ -1,6 +1,7 @@
 """A training run, built and checked as a whole before it starts."""
 
 import logging
+import pkgutil
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,8 +9,10 @@ from typing import Any, NamedTuple
 import lightning
 from omegaconf import DictConfig
 
+import ddpm.lit.callbacks
 from ddpm import build, checkpoint
 from ddpm.config import MODEL, plain
+from ddpm.data.batches import TrainBatches
 from ddpm.data.datamodule import DataModule
 from ddpm.ema import EMA
 from ddpm.lit import report
@@ -50,6 +53,8 @@ def experiment(cfg: DictConfig) -> Experiment:
         ValueError: naming what does not fit, and what to do.
     """
     config = plain(cfg)
+    if not 0 <= config["seed"] < 2**32:
+        raise ValueError(f"seed must be at least 0 and below 2^32, got {config['seed']}")
     lightning.seed_everything(config["seed"], verbose=False)  # the same initial weights on every process
     source = build.source(config)
     module = _module(config, source.shape, source.levels)
@@ -58,6 +63,7 @@ def experiment(cfg: DictConfig) -> Experiment:
         _check_resume(config)
     data = DataModule(source, config["batch_size"], config["seed"], config["num_workers"])
     data.setup()
+    TrainBatches(len(data.train), config["batch_size"], config["seed"], world=trainer.world_size)  # that one fits
     return Experiment(trainer, module, data, config)
 
 
@@ -71,7 +77,7 @@ def _module(config: dict[str, Any], shape: tuple[int, int, int], levels: int) ->
         diffusion,
         loss,
         build.instance("time_sampler", config["time_sampler"], T=diffusion.T),
-        build.instance("optimizer", config["optimizer"]),
+        build.optimizer(config["optimizer"]),
         EMA(diffusion.network, config["ema"]["decay"], config["ema"]["warm_up"]),
         config["warmup_steps"],
         config["seed"],
@@ -84,7 +90,7 @@ def _trainer(cfg: DictConfig, config: dict[str, Any], T: int) -> lightning.Train
     if max_steps < 1:
         raise ValueError(f"training is counted in steps: trainer.max_steps must be at least 1, got {max_steps}")
     build.sampler(config["sampler"], T)
-    callbacks = [build.instance(f"callbacks.{name}", node) for name, node in config["callbacks"].items()]
+    callbacks = _callbacks(config, T)
     loggers = [build.instance(f"logger.{name}", node) for name, node in config["logger"].items()]
     fixed = {
         "max_epochs": -1,
@@ -94,7 +100,24 @@ def _trainer(cfg: DictConfig, config: dict[str, Any], T: int) -> lightning.Train
         "enable_checkpointing": "checkpoint" in config["callbacks"],
         "default_root_dir": config["output_dir"],
     }
+    for name in {"callbacks", "logger", *fixed} & set(config["trainer"]):
+        raise ValueError(f"trainer.{name} is not for you to set: training is counted in steps, trainer.max_steps")
     return build.instance("trainer", config["trainer"], callbacks=callbacks, logger=loggers, **fixed)
+
+
+def _callbacks(config: dict[str, Any], T: int) -> list[lightning.Callback]:
+    """The callbacks that are chosen; an experiment may hold settings of others, which have no target then."""
+    known = sorted(module.name for module in pkgutil.iter_modules(ddpm.lit.callbacks.__path__))
+    built = []
+    for name, node in config["callbacks"].items():
+        if "_target_" not in node and name not in known:
+            raise ValueError(f"callbacks.{name} has no _target_; the callbacks are {', '.join(known)}")
+        if "sampler" in node:
+            build.sampler(node["sampler"], T)
+        shown = name != "progress" or config["trainer"].get("enable_progress_bar", True)
+        if "_target_" in node and shown:
+            built.append(build.instance(f"callbacks.{name}", node))
+    return built
 
 
 def _check_resume(config: dict[str, Any]) -> None:
