@@ -1,4 +1,4 @@
-"""P2 weighting, Choi et al. 2022, Eq. 8."""
+"""P2 weighting, Choi et al. 2022."""
 
 from torch import Tensor
 
