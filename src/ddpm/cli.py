@@ -40,11 +40,12 @@ def _check_keys(cfg: DictConfig, path: str = "") -> None:
     if schema is None or not is_dataclass(schema):
         return
     known = [field.name for field in fields(schema)]
-    for key in cfg:
+    for key in map(str, cfg):
         if key not in known:
             raise ValueError(f"there is no key {path}{key}; the keys are {', '.join(path + name for name in known)}")
-        if not OmegaConf.is_missing(cfg, key) and isinstance(cfg._get_node(key), DictConfig):
-            _check_keys(cfg._get_node(key), f"{path}{key}.")
+        value = None if OmegaConf.is_missing(cfg, key) or OmegaConf.is_interpolation(cfg, key) else cfg[key]
+        if isinstance(value, DictConfig):
+            _check_keys(value, f"{path}{key}.")
 
 
 def device(name: str) -> torch.device:

@@ -121,7 +121,7 @@ def check_targets(config: Any, trusted: Sequence[str] = ()) -> None:
 
     Args:
         config: plain, from a checkpoint.
-        trusted: packages of the user's that it may name too.
+        trusted: packages of the user's, by their first name, that it may name too.
     Raises:
         ValueError: a target is not a leaf of the project, an optimizer or of a trusted package, or a key would
             steer the instantiation.
@@ -129,11 +129,11 @@ def check_targets(config: Any, trusted: Sequence[str] = ()) -> None:
     for path, key, value in _entries(config):
         if key == "_target_":
             mine = isinstance(value, str) and (OWN.fullmatch(value) or OPTIMIZERS.fullmatch(value))
-            of_user = isinstance(value, str) and any(value.startswith(f"{package}.") for package in trusted)
-            if not mine and not of_user:
+            package = str(value).split(".")[0]
+            if not mine and (package not in trusted or package == "ddpm"):
                 raise ValueError(
-                    f"the checkpoint names {path} = {value!r}, which is not part of ddpm; if you trust it, "
-                    f"pass trusted=[{str(value).split('.')[0]}]"
+                    f"the checkpoint names {path} = {value!r}, which is not an option of ddpm; "
+                    + (f"if you trust it, pass trusted=[{package}]" if package != "ddpm" else "it is refused")
                 )
         elif key.startswith("_") and not (key == "_partial_" and path.startswith("optimizer.")):
             raise ValueError(f"the checkpoint's configuration holds {path}, which ddpm never writes; it is refused")

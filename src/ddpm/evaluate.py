@@ -63,7 +63,7 @@ def evaluate(cfg: Any) -> dict[str, Any]:
         "data": config["data"],
     }
     if "nll" in cfg.metrics:
-        result["nll"] = _nll(cfg, model, source.load(cfg.split), seed)
+        result["nll"] = _nll(cfg, model, source.load(cfg.split), seed, config["evaluation"]["n_images"])
     of_samples = [name for name in cfg.metrics if name in fidelity.METRICS]
     if of_samples:
         result["samples"] = _quality(cfg, of_samples, model, source, config, seed, folder)
@@ -74,8 +74,8 @@ def evaluate(cfg: Any) -> dict[str, Any]:
     return result
 
 
-def _nll(cfg: Any, model: Diffusion, images: Any, seed: int) -> dict[str, Any]:
-    n = min(len(images), cfg.nll.n_images or len(images))
+def _nll(cfg: Any, model: Diffusion, images: Any, seed: int, trained_n: int | None) -> dict[str, Any]:
+    n = min(len(images), cfg.nll.n_images or trained_n or len(images))
     with Steps("bits/dim", math.ceil(n / cfg.batch_size) * model.T) as progress:
         bound = bound_of(model, images, n, seed, cfg.batch_size, cfg.nll.clip, on_step=progress)
     return bound.summary() | {
@@ -102,14 +102,14 @@ def _quality(
     sampler = build.sampler(sampler_config, model.T)
     train, test = source.load("train"), source.load("test")
     network = feature_network(
-        cfg.features or config["features"],
+        cfg.features or config["evaluation"]["features"],
         train,
         test,
         len(source.classes),
         source.levels,
         cfg.inception_weights,
     )
-    n = cfg.n_samples or min(len(train), MOST_SAMPLES)
+    n = cfg.n_samples or config["evaluation"]["n_samples"] or min(len(train), MOST_SAMPLES)
     device = model.process.times.device
 
     def save(images: Tensor, index: Tensor) -> None:

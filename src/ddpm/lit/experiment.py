@@ -36,7 +36,6 @@ class Experiment(NamedTuple):
 
     def run(self) -> None:
         """Train, from the checkpoint if there is one."""
-        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
         for expected in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", expected)
         if self.trainer.is_global_zero:
@@ -52,6 +51,7 @@ def experiment(cfg: DictConfig) -> Experiment:
     Raises:
         ValueError: naming what does not fit, and what to do.
     """
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its tips
     config = plain(cfg)
     if not 0 <= config["seed"] < 2**32:
         raise ValueError(f"seed must be at least 0 and below 2^32, got {config['seed']}")
@@ -72,7 +72,12 @@ def _module(config: dict[str, Any], shape: tuple[int, int, int], levels: int) ->
     build.check_variance(loss, build.instance("variance", config["variance"]))
     diffusion = build.diffusion(config, shape, levels)
     stored = {key: config[key] for key in (*MODEL, "loss", "time_sampler", "sampler", "data", "seed")}
-    stored["features"] = config["callbacks"].get("fid", {}).get("features", "inception")
+    fid, bits = (config["callbacks"].get(name, {}) for name in ("fid", "bits_per_dim"))
+    stored["evaluation"] = {
+        "features": fid.get("features", "inception"),
+        "n_samples": fid.get("n_samples"),
+        "n_images": bits.get("n_images"),
+    }
     return DDPM(
         diffusion,
         loss,
@@ -97,11 +102,15 @@ def _trainer(cfg: DictConfig, config: dict[str, Any], T: int) -> lightning.Train
         "check_val_every_n_epoch": None,
         "use_distributed_sampler": False,
         "enable_model_summary": False,
+        "enable_progress_bar": "progress" in config["callbacks"],
         "enable_checkpointing": "checkpoint" in config["callbacks"],
         "default_root_dir": config["output_dir"],
     }
     for name in {"callbacks", "logger", *fixed} & set(config["trainer"]):
-        raise ValueError(f"trainer.{name} is not for you to set: training is counted in steps, trainer.max_steps")
+        raise ValueError(
+            f"trainer.{name} is set by ddpm itself; trainer.max_steps is the length of a run, the groups callbacks "
+            f"and logger say what is shown and kept"
+        )
     return build.instance("trainer", config["trainer"], callbacks=callbacks, logger=loggers, **fixed)
 
 
@@ -114,8 +123,7 @@ def _callbacks(config: dict[str, Any], T: int) -> list[lightning.Callback]:
             raise ValueError(f"callbacks.{name} has no _target_; the callbacks are {', '.join(known)}")
         if "sampler" in node:
             build.sampler(node["sampler"], T)
-        shown = name != "progress" or config["trainer"].get("enable_progress_bar", True)
-        if "_target_" in node and shown:
+        if "_target_" in node:
             built.append(build.instance(f"callbacks.{name}", node))
     return built
 

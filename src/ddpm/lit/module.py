@@ -73,13 +73,10 @@ class DDPM(lightning.LightningModule):
         t, weight = self.time_sampler(len(batch.x_0), shared, self.global_rank, self.trainer.world_size)
         noise = torch.randn(batch.x_0.shape, generator=own, device=self.device, dtype=batch.x_0.dtype)
         losses = self.losses(self.diffusion, batch.x_0, t, noise)
-        loss = (weight * losses).mean()
-
-        everyone_t, everyone_losses = self.all_gather((t, losses.detach()))
-        self.time_sampler.update(everyone_t.flatten(), everyone_losses.flatten())
-        self.quartiles.update(t, losses)
-        self.log("train/loss", loss, prog_bar=True, sync_dist=True)
-        return loss
+        if self.time_sampler.learns:
+            self.time_sampler.update(*(values.flatten() for values in self.all_gather((t, losses.detach()))))
+        self.quartiles.update(t, losses, weight)
+        return (weight * losses).mean()
 
     def losses(self, diffusion: Diffusion, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Unweighted loss of each image, shape (B,).
@@ -103,12 +100,12 @@ class DDPM(lightning.LightningModule):
         self.log("val/loss", losses.mean(), batch_size=len(losses), sync_dist=True, prog_bar=True)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Log the loss by quarter of the time range."""
+        """Log the loss since the last time, over all processes, also by quarter of the time range."""
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if self.global_step % every == 0 and self.quartiles.update_called:
-            for quarter, mean in enumerate(self.quartiles.compute(), 1):
+            for name, mean in self.quartiles.compute().items():
                 if not mean.isnan():
-                    self.log(f"train/loss_q{quarter}", mean.float())
+                    self.log(f"train/{name}", mean, prog_bar=name == "loss")
             self.quartiles.reset()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:

@@ -6,7 +6,7 @@ from torchmetrics import Metric
 
 
 class QuartileLoss(Metric):
-    """Mean loss over the images whose time lies in each quarter of 1..T, over all processes.
+    """Weighted mean loss of the images whose time lies in each quarter of 1..T, over all processes.
 
     Args:
         T: length of the chain.
@@ -14,20 +14,21 @@ class QuartileLoss(Metric):
 
     full_state_update = False
     total: Tensor
-    count: Tensor
+    weight: Tensor
 
     def __init__(self, T: int) -> None:
         super().__init__()
         self.T = T
         self.add_state("total", torch.zeros(4, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros(4, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("weight", torch.zeros(4, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, t: Tensor, loss: Tensor) -> None:
-        """Add a batch: times in 1..T and losses, each of shape (B,)."""
+    def update(self, t: Tensor, loss: Tensor, weight: Tensor) -> None:
+        """Add a batch: times in 1..T, losses and the weights of the time sampler, each of shape (B,)."""
         quartile = (t - 1) * 4 // self.T
-        self.total.index_add_(0, quartile, loss.detach().double())
-        self.count += torch.bincount(quartile, minlength=4)
+        self.total.index_add_(0, quartile, (weight * loss.detach()).double())
+        self.weight.index_add_(0, quartile, weight.double())
 
-    def compute(self) -> Tensor:
-        """Means, shape (4,); nan where no time fell."""
-        return self.total / self.count
+    def compute(self) -> dict[str, Tensor]:
+        """The mean over all times, "loss", and over each quarter, "loss_q1" to "loss_q4"; nan where no time fell."""
+        quarters = {f"loss_q{i}": mean for i, mean in enumerate((self.total / self.weight).float(), 1)}
+        return {"loss": (self.total.sum() / self.weight.sum()).float()} | quarters

@@ -16,6 +16,9 @@ class TimeSampler(nn.Module):
         T: length of the chain.
     """
 
+    learns: bool = False
+    """Whether `update` wants the losses of each step."""
+
     def __init__(self, T: int) -> None:
         super().__init__()
         self.T = T

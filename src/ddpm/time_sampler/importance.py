@@ -17,6 +17,7 @@ class Importance(TimeSampler):
         uniform_share: probability of a uniform draw, in (0, 1], which bounds the weights; the paper's code uses 0.001.
     """
 
+    learns = True
     losses: Tensor
     count: Tensor
 

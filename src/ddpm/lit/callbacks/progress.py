@@ -16,9 +16,15 @@ class Progress(TQDMProgressBar):
     def __init__(self, refresh_rate: int = 1) -> None:
         super().__init__(refresh_rate)
 
-    def on_train_epoch_start(self, trainer: lightning.Trainer, *args: Any) -> None:
-        super().on_train_epoch_start(trainer, *args)
-        self.train_progress_bar.set_description("training")
+    def on_train_start(self, trainer: lightning.Trainer, *args: Any) -> None:
+        super().on_train_start(trainer, *args)
+        bar = self.train_progress_bar
+        bar.set_description("training")
+        bar.reset(self.total_train_batches)
+        bar.n = bar.last_print_n = bar.initial = trainer.global_step * trainer.accumulate_grad_batches
+
+    def on_train_epoch_start(self, *args: Any) -> None:
+        """Nothing: the run is one epoch, and Lightning would start the bar of a resumed one anew."""
 
     @property
     def total_train_batches(self) -> int:
