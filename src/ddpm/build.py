@@ -92,8 +92,8 @@ def diffusion(cfg: Any, shape: tuple[int, int, int], levels: int) -> Diffusion:
     )
     try:
         process = Process(instance("schedule", cfg["schedule"]).beta())
-    except ValueError as error:
-        raise ValueError(f"schedule: {error}" if "schedule" not in str(error) else str(error)) from error
+    except (ValueError, TypeError) as error:
+        raise ValueError(str(error) if "schedule" in str(error) else f"schedule: {error}") from error
     return Diffusion(network, process, instance("parameterization", cfg["parameterization"]), variance, levels)
 
 

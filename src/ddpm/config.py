@@ -8,11 +8,10 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-# A leaf of the project, or an optimizer of torch: module and class, nothing behind them.
+# A leaf of the project: module and class, nothing behind them.
 OWN = re.compile(
     r"ddpm\.(schedule|parameterization|variance|loss|time_sampler|network|data|sampler)\.[a-z0-9_]+\.[A-Z]\w*"
 )
-OPTIMIZERS = re.compile(r"torch\.optim\.[A-Z]\w*")
 MODEL = ("schedule", "parameterization", "variance", "network")
 """The groups that define the model; a checkpoint can only be resumed with the same."""
 
@@ -67,6 +66,7 @@ class EvaluateConfig:
     weights: str = "ema"
     n_samples: int | None = None
     split: str = "test"
+    data_root: str | None = None
     batch_size: int = 256
     seed: int | None = None
     features: str | None = None
@@ -123,19 +123,19 @@ def check_targets(config: Any, trusted: Sequence[str] = ()) -> None:
         config: plain, from a checkpoint.
         trusted: packages of the user's, by their first name, that it may name too.
     Raises:
-        ValueError: a target is not a leaf of the project, an optimizer or of a trusted package, or a key would
-            steer the instantiation.
+        ValueError: a target is neither a leaf of the project nor of a trusted package, or an entry would steer the
+            instantiation or be computed.
     """
     for path, key, value in _entries(config):
         if key == "_target_":
-            mine = isinstance(value, str) and (OWN.fullmatch(value) or OPTIMIZERS.fullmatch(value))
+            mine = isinstance(value, str) and OWN.fullmatch(value)
             package = str(value).split(".")[0]
             if not mine and (package not in trusted or package == "ddpm"):
                 raise ValueError(
                     f"the checkpoint names {path} = {value!r}, which is not an option of ddpm; "
                     + (f"if you trust it, pass trusted=[{package}]" if package != "ddpm" else "it is refused")
                 )
-        elif key.startswith("_") and not (key == "_partial_" and path.startswith("optimizer.")):
+        elif key.startswith("_") or "${" in key or (isinstance(value, str) and "${" in value):
             raise ValueError(f"the checkpoint's configuration holds {path}, which ddpm never writes; it is refused")
 
 
@@ -147,4 +147,5 @@ def _entries(config: Any, path: str = "") -> Iterator[tuple[str, str, Any]]:
             yield from _entries(value, here)
     elif isinstance(config, list | tuple):
         for i, value in enumerate(config):
+            yield f"{path}.{i}", str(i), value
             yield from _entries(value, f"{path}.{i}")

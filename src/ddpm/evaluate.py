@@ -3,15 +3,18 @@
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from ddpm import build, checkpoint, cli
+from ddpm.data.images import Images
 from ddpm.data.source import check_split
 from ddpm.diffusion import Diffusion
 from ddpm.grid import save_png
@@ -51,8 +54,13 @@ def evaluate(cfg: Any) -> dict[str, Any]:
     content = checkpoint.read(cfg.ckpt, cfg.trusted)
     config = content["ddpm_config"]
     model = checkpoint.model(content, cfg.weights).to(cli.device(cfg.device))
+    if cfg.data_root is not None:
+        config["data"]["root"] = cfg.data_root
     source = build.source(config)
+    train, test = source.load("train"), source.load("test")
     seed = config["seed"] if cfg.seed is None else cfg.seed
+    of_samples = [name for name in cfg.metrics if name in fidelity.METRICS]
+    quality = _quality(cfg, of_samples, model, source.shape, train, test, len(source.classes), config, seed)
     folder = cli.new_folder(Path(cfg.output_dir or Path(cfg.ckpt).parent), "evaluate")
 
     result: dict[str, Any] = {
@@ -63,12 +71,13 @@ def evaluate(cfg: Any) -> dict[str, Any]:
         "data": config["data"],
     }
     if "nll" in cfg.metrics:
-        result["nll"] = _nll(cfg, model, source.load(cfg.split), seed, config["evaluation"]["n_images"])
-    of_samples = [name for name in cfg.metrics if name in fidelity.METRICS]
-    if of_samples:
-        result["samples"] = _quality(cfg, of_samples, model, source, config, seed, folder)
-
-    (folder / "metrics.json").write_text(json.dumps(result, indent=2) + "\n")
+        result["nll"] = _nll(
+            cfg, model, train if cfg.split == "train" else test, seed, config["evaluation"]["n_images"]
+        )
+        _write(result, folder)
+    if quality is not None:
+        result["samples"] = quality(folder)
+        _write(result, folder)
     _show(result)
     print(f"written: {os.path.relpath(folder / 'metrics.json')}")
     return result
@@ -89,69 +98,79 @@ def _nll(cfg: Any, model: Diffusion, images: Any, seed: int, trained_n: int | No
     }
 
 
+def _write(result: dict[str, Any], folder: Path) -> None:
+    (folder / "metrics.json").write_text(json.dumps(result, indent=2) + "\n")
+
+
 def _quality(
     cfg: Any,
     metrics: Sequence[str],
     model: Diffusion,
-    source: Any,
+    shape: tuple[int, int, int],
+    train: Images,
+    test: Images,
+    classes: int,
     config: dict[str, Any],
     seed: int,
-    folder: Path,
-) -> dict[str, Any]:
-    sampler_config = config["sampler"] if cfg.sampler is None else cfg.sampler
+) -> Callable[[Path], dict[str, Any]] | None:
+    """What draws and scores samples, once everything that it needs has been found; None if nothing is to be scored."""
+    if not metrics:
+        return None
+    sampler_config = config["sampler"] if cfg.sampler is None else OmegaConf.to_container(cfg.sampler, resolve=True)
     sampler = build.sampler(sampler_config, model.T)
-    train, test = source.load("train"), source.load("test")
-    network = feature_network(
-        cfg.features or config["evaluation"]["features"],
-        train,
-        test,
-        len(source.classes),
-        source.levels,
-        cfg.inception_weights,
-    )
+    features = cfg.features or config["evaluation"]["features"]
+    network = feature_network(features, train, test, classes, model.levels, cfg.inception_weights)
+    if network.accuracy is not None:
+        print(f"features=classifier: test accuracy {network.accuracy:.1%}, network {network.digest}")
     n = cfg.n_samples or config["evaluation"]["n_samples"] or min(len(train), MOST_SAMPLES)
+    fidelity.check_sizes(metrics, n, len(train))
     device = model.process.times.device
 
-    def save(images: Tensor, index: Tensor) -> None:
-        for image, i in zip(images.cpu(), index.tolist(), strict=True):
-            save_png(image, folder / "samples" / f"{i:06d}.png")
+    def run(folder: Path) -> dict[str, Any]:
+        def save(images: Tensor, index: Tensor) -> None:
+            for image, i in zip(images.cpu(), index.tolist(), strict=True):
+                save_png(image, folder / "samples" / f"{i:06d}.png")
 
-    reference = real_features(train, network, source.levels, device=device, progress=True)
-    floor = real_features(test, network, source.levels, n, device=device, progress=True)
-    steps = math.ceil(n / cfg.batch_size) * sampler.chain(model).T
-    with Steps("sampling", steps) as progress:
-        samples = sample_features(
-            model,
-            sampler,
-            network,
-            source.shape,
-            n,
-            seed,
-            cfg.batch_size,
-            on_step=progress,
-            on_batch=save if cfg.save_samples else lambda images, index: None,
-        )
-    scores = fidelity.fidelity(samples, reference, metrics)
-    floor_n = len(floor["features"])
-    if "fid" in metrics:
-        scores["fid_floor"] = fidelity.fidelity(floor, reference, ["fid"])["fid"]
-        if floor_n < n:
-            scores["warnings"].append(f"the floor of FID is that of {floor_n} test images, for {n} samples")
-    return scores | {
-        "n": n,
-        "floor_n": floor_n,
-        "reference": "train",
-        "reference_n": len(train),
-        "features": network.name,
-        "features_dim": network.dim,
-        "features_sha256": network.digest,
-        "features_accuracy": network.accuracy,
-        "resize": network.resize,
-        "quantisation": f"rounded to {source.levels} grey levels, then to 0..255",
-        "sampler": dict(sampler_config),
-        "steps": sampler.chain(model).T,
-        "dtype": "float32",
-    }
+        steps = sampler.chain(model).T
+        with Steps("sampling", math.ceil(n / cfg.batch_size) * steps) as progress:
+            samples = sample_features(
+                model,
+                sampler,
+                network,
+                shape,
+                n,
+                seed,
+                cfg.batch_size,
+                on_step=progress,
+                on_batch=save if cfg.save_samples else lambda images, index: None,
+            )
+        real = partial(real_features, network=network, levels=model.levels, device=device, progress=True)
+        reference = real(train) if set(metrics) != {"is"} else None
+        scores = fidelity.fidelity(samples, reference, metrics)
+        if reference is not None and "fid" in metrics:
+            floor = real(test, n=n)
+            scores["fid_floor"] = fidelity.fidelity(floor, reference, ["fid"])["fid"]
+            scores["fid_floor_n"] = len(floor["features"])
+            if scores["fid_floor_n"] < n:
+                scores["warnings"].append(
+                    f"the floor of FID is that of {scores['fid_floor_n']} test images, for {n} samples"
+                )
+        return scores | {
+            "n": n,
+            "reference": "train",
+            "reference_n": len(train),
+            "features": network.name,
+            "features_dim": network.dim,
+            "features_sha256": network.digest,
+            "features_accuracy": network.accuracy,
+            "resize": network.resize,
+            "quantisation": f"rounded to {model.levels} grey levels, then to 0..255",
+            "sampler": sampler_config,
+            "steps": steps,
+            "dtype": "float32",
+        }
+
+    return run
 
 
 ROWS = {
@@ -180,7 +199,7 @@ def _show(result: dict[str, Any]) -> None:
         if key in found:
             value = f"{found[key]:.4g}" + (f" ± {found[spread]:.2g}" if spread else "")
             of = f"{found['split']} images" if part == "nll" else f"{found['features']} features"
-            table.add_row(label, value, str(found["floor_n" if key == "fid_floor" else "n"]), of)
+            table.add_row(label, value, str(found["fid_floor_n" if key == "fid_floor" else "n"]), of)
     Console().print(table)
     for warning in result.get("samples", {}).get("warnings", []):
         print(f"warning: {warning}")

@@ -7,6 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig
 
 import ddpm.lit.callbacks
@@ -24,6 +29,7 @@ EXPECTED_WARNINGS = (
     r".*does not have many workers",  # data in memory needs none
     r".*treespec, LeafSpec",  # of Lightning's own code
 )
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
 class Experiment(NamedTuple):
@@ -40,9 +46,14 @@ class Experiment(NamedTuple):
             warnings.filterwarnings("ignore", expected)
         if self.trainer.is_global_zero:
             report.summary(self.trainer, self.module, self.data, self.config)
-        self.trainer.fit(self.module, datamodule=self.data, ckpt_path=self.config["ckpt"], weights_only=True)
-        if self.trainer.is_global_zero:
-            report.results(self.trainer, self.module)
+        try:
+            self.trainer.fit(self.module, datamodule=self.data, ckpt_path=self.config["ckpt"], weights_only=True)
+            if self.trainer.is_global_zero:
+                report.results(self.trainer, self.module)
+        finally:
+            for logger in self.trainer.loggers:
+                if isinstance(logger, WandbLogger) and self.trainer.is_global_zero:
+                    logger.experiment.finish()  # else the next job of a sweep would write into the same run
 
 
 def experiment(cfg: DictConfig) -> Experiment:
@@ -56,11 +67,14 @@ def experiment(cfg: DictConfig) -> Experiment:
     if not 0 <= config["seed"] < 2**32:
         raise ValueError(f"seed must be at least 0 and below 2^32, got {config['seed']}")
     lightning.seed_everything(config["seed"], verbose=False)  # the same initial weights on every process
+    config["callbacks"] = {name: node for name, node in config["callbacks"].items() if node is not None}
     source = build.source(config)
     module = _module(config, source.shape, source.levels)
-    trainer = _trainer(cfg, config, module.diffusion.T)
+    trainer = _trainer(config, module.diffusion.T)
+    total_batch = config["batch_size"] * trainer.world_size * trainer.accumulate_grad_batches
+    module.config = _stored(config, source.shape, source.levels) | {"total_batch": total_batch}
     if config["ckpt"] is not None:
-        _check_resume(config)
+        _check_resume(config, module.config, trainer.max_steps)
     data = DataModule(source, config["batch_size"], config["seed"], config["num_workers"])
     data.setup()
     TrainBatches(len(data.train), config["batch_size"], config["seed"], world=trainer.world_size)  # that one fits
@@ -71,13 +85,6 @@ def _module(config: dict[str, Any], shape: tuple[int, int, int], levels: int) ->
     loss = build.instance("loss", config["loss"])
     build.check_variance(loss, build.instance("variance", config["variance"]))
     diffusion = build.diffusion(config, shape, levels)
-    stored = {key: config[key] for key in (*MODEL, "loss", "time_sampler", "sampler", "data", "seed")}
-    fid, bits = (config["callbacks"].get(name, {}) for name in ("fid", "bits_per_dim"))
-    stored["evaluation"] = {
-        "features": fid.get("features", "inception"),
-        "n_samples": fid.get("n_samples"),
-        "n_images": bits.get("n_images"),
-    }
     return DDPM(
         diffusion,
         loss,
@@ -86,14 +93,39 @@ def _module(config: dict[str, Any], shape: tuple[int, int, int], levels: int) ->
         EMA(diffusion.network, config["ema"]["decay"], config["ema"]["warm_up"]),
         config["warmup_steps"],
         config["seed"],
-        stored | {"image": {"shape": list(shape), "levels": levels}},
     )
 
 
-def _trainer(cfg: DictConfig, config: dict[str, Any], T: int) -> lightning.Trainer:
-    max_steps = config["trainer"].get("max_steps", -1)
+def _stored(config: dict[str, Any], shape: tuple[int, int, int], levels: int) -> dict[str, Any]:
+    """What a checkpoint holds of the configuration: what rebuilds and evaluates the model."""
+    fid, bits = (config["callbacks"].get(name, {}) for name in ("fid", "bits_per_dim"))
+    return {key: config[key] for key in (*MODEL, "loss", "time_sampler", "sampler", "data", "seed")} | {
+        "image": {"shape": list(shape), "levels": levels},
+        "evaluation": {
+            "features": fid.get("features", "inception"),
+            "n_samples": fid.get("n_samples"),
+            "n_images": bits.get("n_images"),
+        },
+    }
+
+
+def _trainer(config: dict[str, Any], T: int) -> lightning.Trainer:
+    options = dict(config["trainer"])
+    max_steps = options.get("max_steps", -1)
     if max_steps < 1:
         raise ValueError(f"training is counted in steps: trainer.max_steps must be at least 1, got {max_steps}")
+    precision = str(options.get("precision", "32-true"))
+    if precision not in PRECISIONS:
+        raise ValueError(
+            f"trainer.precision must be one of {', '.join(PRECISIONS)}, got {precision}: the weights and their average "
+            f"are kept in float32"
+        )
+    if options.get("accelerator") == "mps":
+        raise ValueError("trainer.accelerator=mps has no float64, which the tables need; use trainer.accelerator=cpu")
+    if options.get("accelerator") == "auto":
+        options["accelerator"] = "cuda" if torch.cuda.is_available() else "cpu"
+    if isinstance(options.get("val_check_interval"), int):
+        options["val_check_interval"] *= options.get("accumulate_grad_batches", 1)  # Lightning counts batches
     build.sampler(config["sampler"], T)
     callbacks = _callbacks(config, T)
     loggers = [build.instance(f"logger.{name}", node) for name, node in config["logger"].items()]
@@ -102,16 +134,22 @@ def _trainer(cfg: DictConfig, config: dict[str, Any], T: int) -> lightning.Train
         "check_val_every_n_epoch": None,
         "use_distributed_sampler": False,
         "enable_model_summary": False,
-        "enable_progress_bar": "progress" in config["callbacks"],
-        "enable_checkpointing": "checkpoint" in config["callbacks"],
+        "enable_progress_bar": any(isinstance(callback, ProgressBar) for callback in callbacks),
+        "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks),
         "default_root_dir": config["output_dir"],
     }
-    for name in {"callbacks", "logger", *fixed} & set(config["trainer"]):
+    for name in {"callbacks", "logger", *fixed} & set(options):
         raise ValueError(
             f"trainer.{name} is set by ddpm itself; trainer.max_steps is the length of a run, the groups callbacks "
             f"and logger say what is shown and kept"
         )
-    return build.instance("trainer", config["trainer"], callbacks=callbacks, logger=loggers, **fixed)
+    trainer: lightning.Trainer = build.instance("trainer", options, callbacks=callbacks, logger=loggers, **fixed)
+    if trainer.world_size > 1 and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise ValueError(
+            "a sweep (-m) trains each job on one process, or its processes would start sweeps of their own; "
+            "add trainer.devices=1, or start the jobs one by one"
+        )
+    return trainer
 
 
 def _callbacks(config: dict[str, Any], T: int) -> list[lightning.Callback]:
@@ -128,15 +166,28 @@ def _callbacks(config: dict[str, Any], T: int) -> list[lightning.Callback]:
     return built
 
 
-def _check_resume(config: dict[str, Any]) -> None:
-    """The model of the checkpoint must be the one that is configured."""
-    trained = checkpoint.read(Path(config["ckpt"]), trusted=_packages(config))["ddpm_config"]
-    differing = [group for group in (*MODEL, "loss", "time_sampler", "data") if trained[group] != config[group]]
+def _check_resume(config: dict[str, Any], here: dict[str, Any], max_steps: int) -> None:
+    """What the checkpoint was trained with must be what is configured; where the data lies may differ."""
+    content = checkpoint.read(Path(config["ckpt"]), trusted=_packages(config))
+    trained = content["ddpm_config"]
+
+    def comparable(stored: dict[str, Any], key: str) -> Any:
+        if key != "data":
+            return stored.get(key)
+        return {name: value for name, value in stored["data"].items() if name not in ("root", "memory_gb")}
+
+    keys = (*MODEL, "loss", "time_sampler", "data", "seed", "total_batch")
+    differing = [key for key in keys if comparable(trained, key) != comparable(here, key)]
     if differing:
         first = differing[0]
         raise ValueError(
             f"ckpt={config['ckpt']} was trained with other settings of {', '.join(differing)} "
-            f"({first}: {trained[first]}, here {config[first]}); repeat the options of that run"
+            f"({first}: {trained.get(first)}, here {here[first]}); repeat the options of that run"
+        )
+    if content["global_step"] >= max_steps:
+        raise ValueError(
+            f"ckpt={config['ckpt']} has been trained for {content['global_step']} steps already; "
+            f"give a trainer.max_steps above that"
         )
 
 

@@ -102,10 +102,10 @@ class DDPM(lightning.LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log the loss since the last time, over all processes, also by quarter of the time range."""
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if self.global_step % every == 0 and self.quartiles.update_called:
+        accumulated = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
+        if accumulated and self.global_step % every == 0:
             for name, mean in self.quartiles.compute().items():
-                if not mean.isnan():
-                    self.log(f"train/{name}", mean, prog_bar=name == "loss")
+                self.log(f"train/{name}", mean, prog_bar=name == "loss")
             self.quartiles.reset()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:

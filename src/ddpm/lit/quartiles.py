@@ -29,6 +29,7 @@ class QuartileLoss(Metric):
         self.weight.index_add_(0, quartile, weight.double())
 
     def compute(self) -> dict[str, Tensor]:
-        """The mean over all times, "loss", and over each quarter, "loss_q1" to "loss_q4"; nan where no time fell."""
-        quarters = {f"loss_q{i}": mean for i, mean in enumerate((self.total / self.weight).float(), 1)}
-        return {"loss": (self.total.sum() / self.weight.sum()).float()} | quarters
+        """The mean over all times, "loss", and over each quarter in which a time fell, "loss_q1" to "loss_q4"."""
+        quarters = (self.total / self.weight).float()
+        filled = {f"loss_q{i + 1}": quarters[i] for i in range(4) if self.weight[i] > 0}
+        return {"loss": (self.total.sum() / self.weight.sum()).float()} | filled

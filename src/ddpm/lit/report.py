@@ -54,7 +54,9 @@ LABELS = {
     "prior": "  prior L_T",
     "rate": "  rate L_1 + ... + L_T",
     "distortion": "  distortion L_0",
+    "bits_per_dim_n": "  test images",
     "fid": "FID",
+    "fid_n": "  samples",
     "fid_floor": "  of real test images (floor)",
     "images_per_second": "training images/s",
 }
@@ -64,7 +66,7 @@ def results(trainer: lightning.Trainer, module: DDPM) -> None:
     """Print the last value of each metric, and what to look at."""
     values = {name: float(value) for name, value in trainer.callback_metrics.items()} | module.results
     rows = {label: f"{values[name]:.4g}" for name, label in LABELS.items() if name in values}
-    rest = sorted(set(values) - set(LABELS) - {"images_per_second"})
+    rest = sorted(set(values) - set(LABELS))
     rows |= {name: f"{values[name]:.4g}" for name in rest}
     folder = Path(os.path.relpath(trainer.default_root_dir))
     grids = sorted((folder / "samples").glob("*.png"))
@@ -74,4 +76,5 @@ def results(trainer: lightning.Trainer, module: DDPM) -> None:
     for name, path in found.items():
         if path is not None and path.exists():
             print(f"{name}: {path}")
-    print(f"evaluate: python evaluate.py ckpt={folder / 'last.ckpt'} metrics=[fid,is,nll]")
+    if (folder / "last.ckpt").exists():
+        print(f"evaluate: python evaluate.py ckpt={folder / 'last.ckpt'} metrics=[fid,is,nll]")

@@ -66,13 +66,8 @@ def fidelity(
             f"the samples have {fake.shape[1]} features, the reference {real.shape[1]}; "
             f"use one feature network for both"
         )
+    check_sizes(metrics, len(fake), len(real), isc_splits, prc_neighborhood)
     n = min(len(fake), len(real))
-    # fid, kid: a variance; is: one sample a split; prc: the k-th neighbour other than the sample itself
-    least = {"fid": 2, "is": isc_splits, "kid": 2, "prc": prc_neighborhood + 1}
-    for name in metrics:
-        have = len(fake) if name == "is" else n
-        if have < least[name]:
-            raise ValueError(f"{name} needs at least {least[name]} images, got {have}; take more, or leave out {name}")
 
     found: dict[str, float] = {}
     result: dict[str, Any] = {}
@@ -106,6 +101,22 @@ def fidelity(
         if not math.isfinite(value):
             raise ValueError(f"{key} is {value}: features too large; check the feature network's weights")
     return result | {"warnings": warnings}
+
+
+def check_sizes(
+    metrics: Sequence[str],
+    n: int,
+    n_reference: int,
+    isc_splits: int = DEFAULTS["isc_splits"],
+    prc_neighborhood: int = DEFAULTS["prc_neighborhood"],
+) -> None:
+    """Raises ValueError when n samples, or the images that they are compared with, are too few for a metric."""
+    # fid, kid: a variance; is: one sample a split; prc: the k-th neighbour other than the sample itself
+    least = {"fid": 2, "is": isc_splits, "kid": 2, "prc": prc_neighborhood + 1}
+    for name in metrics:
+        have = n if name == "is" else min(n, n_reference)
+        if have < least[name]:
+            raise ValueError(f"{name} needs at least {least[name]} images, got {have}; take more, or leave out {name}")
 
 
 def _checked(features: Tensor, whose: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""Linear in sqrt(beta): more of the steps at low noise (Song, Meng, Ermon 2021 use it for latent models)."""
+"""Linear in sqrt(beta): more of the steps at low noise; compared in the code of Ho et al. 2020."""
 
 from dataclasses import dataclass
 

@@ -56,4 +56,4 @@ class Importance(TimeSampler):
         padded = torch.cat([self.losses, self.losses.new_zeros(self.T, 1)], 1)
         padded[index, slot] = loss
         self.losses.copy_(padded[:, :-1])
-        self.count.add_(torch.bincount(index, minlength=self.T))
+        self.count.index_add_(0, index, torch.ones_like(index))

@@ -36,6 +36,12 @@ class BitsPerDim(Periodic):
         self.clip = clip
         self.seed = seed
 
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: DDPM) -> None:  # type: ignore[override]
+        if self.n_images is not None and self.n_images < trainer.world_size:
+            raise ValueError(
+                f"callbacks.bits_per_dim.n_images must be at least {trainer.world_size}, one for each process"
+            )
+
     def run(self, trainer: lightning.Trainer, module: DDPM) -> None:
         images = trainer.datamodule.test  # type: ignore[attr-defined]
         n = min(len(images), self.n_images or len(images))
@@ -43,4 +49,4 @@ class BitsPerDim(Periodic):
         total = math.ceil(len(share.of(n)) / self.batch_size) * module.diffusion.T
         with Steps("bits/dim", total, trainer.is_global_zero) as progress:
             bound = bound_of(module.averaged, images, n, self.seed, self.batch_size, self.clip, share, progress)
-        self.record(trainer, module, bound.summary())
+        self.record(trainer, module, bound.summary() | {"bits_per_dim_n": n})

@@ -61,6 +61,8 @@ class FID(Periodic):
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: DDPM) -> None:  # type: ignore[override]
         """Prepare the feature network and the real images, so that what is missing shows before training."""
+        if self.n_samples < trainer.world_size:
+            raise ValueError(f"callbacks.fid.n_samples must be at least {trainer.world_size}, one for each process")
         data = trainer.datamodule  # type: ignore[attr-defined]
         source = data.source
 
@@ -105,5 +107,7 @@ class FID(Periodic):
                 progress,
             )
         scores = fidelity(samples, self.reference, self.metrics)
-        scores.pop("warnings")
-        self.record(trainer, module, scores | {"fid_floor": self.floor})
+        for warning in scores.pop("warnings"):
+            if trainer.is_global_zero:
+                print(f"warning: {warning}")
+        self.record(trainer, module, scores | {"fid_floor": self.floor, "fid_n": self.n_samples})

@@ -34,16 +34,27 @@ class Throughput(lightning.Callback):
         if self._start is None:
             return
         self._images += len(batch.x_0) * trainer.world_size
-        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            seconds = time.perf_counter() - self._start
-            pl_module.log("images_per_second", self._images / seconds, prog_bar=True)
-            self._total_images += self._images
-            self._total_seconds += seconds
-            pl_module.results["images_per_second"] = self._total_images / self._total_seconds
-            self._restart()
+        accumulated = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if accumulated and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            pl_module.log("images_per_second", self._close(pl_module), prog_bar=True)
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: DDPM) -> None:  # type: ignore[override]
+        if self._start is not None and self._images:
+            self._close(pl_module)
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._restart()
+
+    def _close(self, module: DDPM) -> float:
+        """End the window; its rate, and in the results that of all windows."""
+        assert self._start is not None
+        seconds = time.perf_counter() - self._start
+        rate = self._images / seconds
+        self._total_images += self._images
+        self._total_seconds += seconds
+        module.results["images_per_second"] = self._total_images / self._total_seconds
+        self._restart()
+        return rate
 
     def _restart(self) -> None:
         self._start, self._images = None, 0

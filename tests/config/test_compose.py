@@ -1,0 +1,337 @@
+"""Every file of conf/ composes and builds; every combination trains, or says why it cannot."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from omegaconf import OmegaConf
+from PIL import Image
+
+from ddpm import build
+from ddpm.config import plain
+from ddpm.data.digits import Digits
+from ddpm.data.source import Source
+from ddpm.lit.callbacks.periodic import Periodic
+from ddpm.lit.experiment import _trainer, experiment
+from ddpm.loss.base import Loss
+from ddpm.parameterization.base import Parameterization
+from ddpm.sampler.base import Sampler
+from ddpm.schedule.base import Schedule
+from ddpm.time_sampler.base import TimeSampler
+from ddpm.variance.base import Variance
+
+CONF = Path(__file__).parents[2] / "conf"
+KINDS = {
+    "schedule": Schedule,
+    "parameterization": Parameterization,
+    "variance": Variance,
+    "loss": Loss,
+    "time_sampler": TimeSampler,
+    "sampler": Sampler,
+    "data": Source,
+}
+
+
+def names(group):
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def every(*groups):
+    return [(group, name) for group in groups for name in names(group)]
+
+
+def quoted(key, path):
+    return f"{key}={json.dumps(str(path))}"
+
+
+@pytest.fixture
+def composed(compose, tmp_path):
+    """Overrides -> configuration of train.py, its folder given and its folder of images too."""
+
+    def of(*overrides):
+        cfg = compose("train", quoted("output_dir", tmp_path), "trainer.accelerator=cpu", *overrides)
+        if OmegaConf.is_missing(cfg.data, "root"):
+            cfg.data.root = str(tmp_path / "images")
+        return cfg
+
+    return of
+
+
+# ---------------------------------------------------------------- every option
+
+
+@pytest.mark.parametrize(("group", "name"), every(*KINDS))
+def test_every_option_composes_and_builds(composed, group, name):
+    node = composed(f"{group}={name}")[group]
+    given = {"T": 1000} if group == "time_sampler" else {}
+    part = build.instance(group, node, **given)
+    assert isinstance(part, KINDS[group])
+    assert build.option(part) == name
+
+
+@pytest.mark.parametrize("name", names("schedule"))
+def test_every_schedule_goes_to_noise_at_its_own_length(composed, name):
+    beta = build.instance("schedule", composed(f"schedule={name}")["schedule"]).beta()
+    assert beta.shape == (1000,)
+    assert (1 - beta).prod() < 5e-2
+
+
+@pytest.mark.parametrize("name", names("optimizer"))
+def test_every_optimizer_waits_for_the_parameters(composed, name):
+    make = build.instance("optimizer", composed(f"optimizer={name}")["optimizer"])
+    optimizer = make([torch.nn.Parameter(torch.zeros(1))])
+    assert optimizer.defaults["lr"] == 1e-3  # of the experiment, digits
+
+
+@pytest.mark.parametrize("name", names("callbacks"))
+def test_every_choice_of_callbacks_builds_and_leaves_the_others_out(composed, name):
+    trainer = _trainer_of(composed(f"callbacks={name}"))
+    ours = {type(callback).__module__.rsplit(".", 1)[-1] for callback in trainer.callbacks} & set(names("callbacks"))
+    assert ours == (set(names("callbacks")) - {"default"} if name == "default" else {name})
+
+
+def test_without_its_callback_there_is_no_progress_bar(composed):
+    trainer = _trainer_of(composed("~callbacks.progress"))
+    assert trainer.progress_bar_callback is None
+
+
+def test_checkpoint_acts_after_whatever_may_move_the_results(composed):
+    trainer = _trainer_of(composed())
+    assert (
+        build.option([callback for callback in trainer.callbacks if isinstance(callback, Periodic)][-1]) == "checkpoint"
+    )
+
+
+@pytest.mark.parametrize("name", names("trainer"))
+def test_every_trainer_builds(composed, name):
+    trainer = _trainer_of(composed(f"trainer={name}"))
+    assert trainer.max_epochs == -1
+    assert trainer.gradient_clip_val == 1.0
+
+
+@pytest.mark.parametrize("name", names("logger"))
+def test_every_logger_builds(composed, name):
+    cfg = composed(f"logger={name}")
+    logger = build.instance(f"logger.{name}", cfg.logger[name])
+    expected = {"csv": CSVLogger, "tensorboard": TensorBoardLogger, "wandb": WandbLogger}
+    assert isinstance(logger, expected.get(name, Logger))
+
+
+@pytest.fixture
+def no_key(monkeypatch, tmp_path):
+    """A user of W&B who has not logged in."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setattr("builtins.input", lambda *args: pytest.fail("a question was asked"))
+    return tmp_path / "netrc"
+
+
+def test_wandb_is_online_exactly_if_there_is_a_key_and_no_other_wish(composed, no_key, monkeypatch):
+    def offline(*overrides):
+        return build.instance("logger.wandb", composed("logger=wandb", *overrides).logger.wandb)._offline
+
+    assert offline()
+    no_key.write_text("machine api.wandb.ai login user password 0123456789")
+    assert not offline()
+    assert offline("logger.wandb.offline=true")
+    no_key.unlink()
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789")
+    assert not offline()
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert offline()
+
+
+def test_several_loggers_at_once(composed):
+    assert len(_trainer_of(composed("logger=[csv,tensorboard]")).loggers) == 2
+
+
+def test_an_image_folder_needs_its_root_and_takes_any(composed, compose, tmp_path):
+    assert OmegaConf.is_missing(compose("train", "data=image_folder").data, "root")
+    generator = torch.Generator().manual_seed(0)
+    for split in ("train", "test"):
+        (tmp_path / "images" / split).mkdir(parents=True)
+        for i in range(4):
+            pixels = torch.randint(256, (20, 16, 3), generator=generator, dtype=torch.uint8)
+            Image.fromarray(pixels.numpy()).save(tmp_path / "images" / split / f"{i}.png")
+    source = build.source(composed("data=image_folder", "data.image_size=16"))
+    assert source.load("test").pixels([0, 3]).shape == (2, 3, 16, 16)
+
+
+# ---------------------------------------------------------------- every experiment
+
+
+def _trainer_of(cfg):
+    return _trainer(plain(cfg), cfg.schedule.T)
+
+
+def _network_of(cfg):
+    source, variance = build.source(cfg), build.instance("variance", cfg.variance)
+    channels, size, _ = source.shape
+    out = channels * (1 + variance.extra_channels)
+    with torch.device("meta"):
+        return build.instance("network", cfg.network, image_size=size, in_channels=channels, out_channels=out)
+
+
+@pytest.mark.parametrize("name", names("experiment"))
+def test_every_experiment_composes_and_its_parts_build_and_fit(composed, name):
+    cfg = composed(f"experiment={name}")
+    _network_of(cfg)
+    for group in ("schedule", "parameterization", "optimizer"):
+        build.instance(group, cfg[group])
+    build.check_variance(build.instance("loss", cfg.loss), build.instance("variance", cfg.variance))
+    assert len(_trainer_of(cfg).callbacks) >= 6
+
+
+# parameters, dropout, learning rate, batch, variance, steps, flip
+OF_THE_PAPER = {
+    "cifar10": (35_746_307, 0.1, 2e-4, 128, "fixed_large", 800_000, True),
+    "celebahq": (113_673_219, 0.0, 2e-5, 64, "fixed_small", 500_000, True),
+    "lsun_bedroom": (113_673_219, 0.0, 2e-5, 64, "fixed_small", 2_400_000, False),
+    "lsun_bedroom_large": (255_677_955, 0.0, 2e-5, 64, "fixed_small", 1_150_000, False),
+    "lsun_cat": (113_673_219, 0.0, 2e-5, 64, "fixed_small", 1_800_000, True),
+    "lsun_church": (113_673_219, 0.0, 2e-5, 64, "fixed_small", 1_200_000, True),
+}
+
+
+@pytest.mark.parametrize("name", OF_THE_PAPER)
+def test_the_experiments_of_ho_et_al_2020_carry_the_numbers_of_the_paper(composed, name):
+    cfg = composed(f"experiment=ho2020_{name}")
+    parameters = sum(p.numel() for p in _network_of(cfg).parameters())
+    variance = build.option(build.instance("variance", cfg.variance))
+    row = (parameters, cfg.network.dropout, cfg.optimizer.lr, cfg.batch_size, variance, cfg.trainer.max_steps)
+    assert row + (cfg.data.flip,) == OF_THE_PAPER[name]
+    assert (cfg.schedule.T, cfg.schedule.beta_1, cfg.schedule.beta_T) == (1000, 1e-4, 0.02)
+    assert (cfg.ema.decay, cfg.ema.warm_up, cfg.warmup_steps) == (0.9999, False, 5000)
+    assert (cfg.trainer.gradient_clip_val, cfg.sampler.steps, cfg.callbacks.fid.n_samples) == (1.0, None, 50_000)
+    assert cfg.callbacks.fid.features == "inception"
+    assert [build.option(build.instance(g, cfg[g])) for g in ("schedule", "parameterization", "loss")] == [
+        "linear",
+        "eps",
+        "simple",
+    ]
+    assert cfg.optimizer._target_ == "torch.optim.Adam"
+    assert (list(cfg.optimizer.betas), cfg.optimizer.eps, cfg.optimizer.weight_decay) == ([0.9, 0.999], 1e-8, 0.0)
+
+
+def test_a_choice_on_the_command_line_comes_before_that_of_the_experiment(composed):
+    cfg = composed("parameterization=v", "loss=min_snr", "experiment=ho2020_cifar10", "batch_size=3")
+    assert cfg.parameterization._target_.endswith(".V")
+    assert cfg.loss._target_.endswith(".MinSNR")
+    assert cfg.batch_size == 3
+
+
+# ---------------------------------------------------------------- every combination
+
+SMALL = (
+    "network.width=8",
+    "network.groups=4",
+    "network.blocks=1",
+    "schedule.T=20",
+    "sampler.steps=null",
+    "batch_size=4",
+    "callbacks=[]",
+    "logger=[]",
+    "trainer.max_steps=2",
+    "trainer.limit_val_batches=0",
+    "trainer.log_every_n_steps=1",
+)
+COMBINED = ("schedule", "time_sampler", "variance")
+
+
+@pytest.fixture(scope="module")
+def choices(compose, tmp_path_factory):
+    """(base, {group: {name: node}}): every option as Hydra composes it, and proof that it changes its group alone."""
+    folder = quoted("output_dir", tmp_path_factory.mktemp("combinations"))
+    composed = partial(compose, "train", folder, "trainer.accelerator=cpu", *SMALL)
+    base, found = composed(), {}
+    for group, name in every("parameterization", "loss", *COMBINED):
+        cfg = composed(f"{group}={name}")
+        assert {key for key in cfg if cfg[key] != base[key]} <= {group}
+        found.setdefault(group, {})[name] = cfg[group]
+    return base, found
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """The digits, read once."""
+    source = Digits()
+    splits = {split: source.load(split) for split in ("train", "test")}
+    source.load = splits.__getitem__
+    return source
+
+
+def combined(choices, **chosen):
+    base, found = choices
+    cfg = base.copy()
+    for group, name in chosen.items():
+        cfg[group] = found[group][name]
+    return cfg
+
+
+def test_merging_options_is_what_hydra_composes(choices, compose):
+    chosen = dict(
+        parameterization="x0", loss="hybrid", variance="learned", schedule="cosine", time_sampler="importance"
+    )
+    merged = combined(choices, **chosen)
+    composed = compose(
+        "train",
+        quoted("output_dir", merged.output_dir),
+        "trainer.accelerator=cpu",
+        *SMALL,
+        *(f"{group}={name}" for group, name in chosen.items()),
+    )
+    assert plain(merged) == plain(composed)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("loss", names("loss"))
+@pytest.mark.parametrize("parameterization", names("parameterization"))
+def test_every_combination_trains_or_is_refused_with_the_remedy(choices, digits, monkeypatch, parameterization, loss):
+    monkeypatch.setattr(build, "source", lambda cfg: digits)
+    trained = refused = 0
+    for variance in names("variance"):
+        for schedule in names("schedule"):
+            for time_sampler in names("time_sampler"):
+                cfg = combined(
+                    choices,
+                    parameterization=parameterization,
+                    loss=loss,
+                    variance=variance,
+                    schedule=schedule,
+                    time_sampler=time_sampler,
+                )
+                try:
+                    run = experiment(cfg)
+                except ValueError as error:
+                    message = str(error)
+                    assert f"loss={loss}" in message
+                    assert f"variance={variance}" in message
+                    assert "; choose " in message
+                    refused += 1
+                    continue
+                run.trainer.fit(run.module, datamodule=run.data)
+                assert run.trainer.global_step == 2
+                assert run.trainer.callback_metrics["train/loss"].isfinite()
+                network = run.module.diffusion.network
+                assert all(p.isfinite().all() for p in network.parameters())
+                # It starts at zero; every output channel is trained, that of a learned variance too.
+                assert (network.conv_out.weight.detach().flatten(1).norm(dim=1) > 0).all()
+                trained += 1
+    fits = {"hybrid": 2, "vlb": 4}.get(loss, 2)
+    combinations = len(names("schedule")) * len(names("time_sampler"))
+    assert (trained, refused) == (fits * combinations, (4 - fits) * combinations)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_key")
+def test_without_a_key_a_wandb_run_is_written_offline(composed, tmp_path):
+    logger = build.instance("logger.wandb", composed("logger=wandb").logger.wandb)
+    logger.log_metrics({"fid": 1.0}, step=3)
+    logger.experiment.finish()
+    assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))

@@ -1,0 +1,80 @@
+"""What the tests of the edge share: composed configurations, and runs that take an instant."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+
+from ddpm import config
+
+ROOT = Path(__file__).parents[1]
+
+# A model of 8x8 digits that trains in a second.
+TINY = (
+    "network.width=8",
+    "network.groups=4",
+    "network.blocks=1",
+    "schedule.T=20",
+    "sampler.steps=null",
+    "batch_size=16",
+    "warmup_steps=3",
+    "trainer.max_steps=6",
+    "trainer.accelerator=cpu",
+    "trainer.val_check_interval=3",
+    "trainer.limit_val_batches=2",
+    "trainer.log_every_n_steps=2",
+    "~callbacks.progress",
+    "callbacks.samples.n=4",
+    "callbacks.bits_per_dim.n_images=8",
+    "callbacks.fid.n_samples=100",
+    "callbacks.checkpoint.every_n_steps=3",
+)
+BARE = tuple(override for override in TINY if "callbacks." not in override) + ("callbacks=[checkpoint]",)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _classifier_cache(tmp_path_factory):
+    """The feature classifier of the digits is trained once, and outside of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DDPM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def compose():
+    """(name, *overrides) -> the configuration that the entry point `name`.py would be given."""
+    config.register()
+
+    def composed(name, *overrides):
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            return hydra_compose(name, list(overrides))
+
+    return composed
+
+
+@pytest.fixture(scope="session")
+def train(compose):
+    """(folder, *overrides) -> the experiment, trained as train.py does; by default tiny, with checkpoints alone."""
+    from ddpm.lit.experiment import experiment
+
+    def trained(folder, *overrides, base=BARE):
+        cfg = compose("train", *base, *overrides, f"output_dir={json.dumps(str(folder))}")
+        built = experiment(cfg)
+        built.run()
+        return built
+
+    return trained
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """The options of a tiny run with every callback."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def bare():
+    """The options of a tiny run with no callback but checkpoints."""
+    return BARE

@@ -1,0 +1,270 @@
+"""Evaluating and sampling a checkpoint: the numbers of training, of torch-fidelity, and of any batch size."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch_fidelity
+from PIL import Image
+
+import ddpm.draw
+from ddpm import checkpoint, load
+from ddpm.data.digits import Digits
+from ddpm.data.scaling import as_uint8
+from ddpm.draw import draw
+from ddpm.evaluate import evaluate
+from ddpm.gaussian import Gaussian
+from ddpm.grid import save_png
+from ddpm.metrics.classifier import train_classifier
+from ddpm.noise import IndexedNoise, Stream
+from ddpm.sample import sample
+from ddpm.sampler.ancestral import Ancestral
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def run(train, tiny, tmp_path_factory):
+    """A tiny run with every callback: its folder and its module."""
+    folder = tmp_path_factory.mktemp("run")
+    quality = (
+        "callbacks.fid.metrics=[fid,is,kid,prc]",
+        "callbacks.fid.batch_size=33",
+        "callbacks.bits_per_dim.n_images=30",
+    )
+    return folder, train(folder, *quality, "seed=3", base=tiny).module
+
+
+@pytest.fixture(scope="module")
+def run_entry(compose, run):
+    """(entry point, *overrides) -> what it returns for the run's checkpoint."""
+
+    def of(name, *overrides):
+        cfg = compose(name, f"ckpt='{run[0]}/last.ckpt'", *overrides)
+        return {"evaluate": evaluate, "sample": sample}[name](cfg)
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def evaluated(run_entry, tmp_path_factory):
+    """Every metric of 100 samples, which are saved: the folder and the content of metrics.json."""
+    parent = tmp_path_factory.mktemp("evaluated")
+    result = run_entry(
+        "evaluate", "metrics=[fid,is,kid,prc,nll]", "n_samples=100", "save_samples=true", "nll.n_images=30",
+        f"output_dir='{parent}'",
+    )  # fmt: skip
+    (folder,) = parent.iterdir()
+    assert json.loads((folder / "metrics.json").read_text()) == result
+    return folder, result
+
+
+# ---------------------------------------------------------------- evaluate.py
+
+
+def test_evaluation_reproduces_the_last_numbers_of_the_callbacks(run, evaluated):
+    of_training, (_, result) = run[1].results, evaluated
+    for name in ("bits_per_dim", "prior", "rate", "distortion", "standard_error"):
+        assert result["nll"][name] == pytest.approx(of_training[name], rel=1e-6), name
+    for name in ("fid", "fid_floor", "is_mean", "is_std", "kid_mean", "kid_std", "precision", "recall"):
+        assert result["samples"][name] == pytest.approx(of_training[name], rel=1e-6), name
+
+
+def test_saved_samples_have_the_same_scores_under_torch_fidelity(evaluated, tmp_path):
+    folder, result = evaluated
+    assert [path.name for path in sorted((folder / "samples").iterdir())] == [f"{i:06d}.png" for i in range(100)]
+    source = Digits()
+    images = source.load("train")
+    for i, image in enumerate(as_uint8(images.pixels(range(len(images))), source.levels)):
+        save_png(image, tmp_path / f"{i:06d}.png")
+    theirs = torch_fidelity.calculate_metrics(
+        input1=str(folder / "samples"),
+        input2=str(tmp_path),
+        feature_extractor="classifier",
+        feature_extractor_weights_path=str(train_classifier(images, source.load("test"), 10, source.levels)),
+        isc=True, fid=True, kid=True, prc=True,
+        kid_subset_size=100,
+        cuda=False, cache=False, verbose=False, save_cpu_ram=True,
+    )  # fmt: skip
+    pairs = {
+        "fid": "frechet_inception_distance",
+        "is_mean": "inception_score_mean",
+        "kid_mean": "kernel_inception_distance_mean",
+        "precision": "precision",
+        "recall": "recall",
+    }
+    for name, key in pairs.items():
+        assert result["samples"][name] == pytest.approx(theirs[key], rel=1e-3, abs=1e-9), name
+
+
+def test_every_number_states_what_defines_it(evaluated):
+    result = evaluated[1]
+    samples, nll = result["samples"], result["nll"]
+    assert (result["checkpoint"], result["step"], result["weights"], result["seed"]) == ("last.ckpt", 6, "ema", 3)
+    assert result["data"]["_target_"] == "ddpm.data.digits.Digits"
+    assert (samples["n"], samples["fid_floor_n"], samples["reference"], samples["reference_n"]) == (
+        100,
+        100,
+        "train",
+        1437,
+    )
+    assert (samples["features"], samples["features_dim"], samples["resize"]) == ("classifier", 64, "none")
+    assert len(samples["features_sha256"]) == 16
+    assert 0.9 < samples["features_accuracy"] <= 1
+    assert samples["quantisation"] == "rounded to 17 grey levels, then to 0..255"
+    assert (samples["sampler"]["_target_"], samples["steps"]) == ("ddpm.sampler.ancestral.Ancestral", 20)
+    assert (nll["n"], nll["split"], nll["unit"], nll["levels"], nll["terms"]) == (30, "test", "bits/dim", 17, 20)
+    assert nll["x_0_clipped"] is False
+
+
+def test_a_second_evaluation_overwrites_nothing_and_repeats_the_numbers(run_entry, tmp_path):
+    options = ("metrics=[nll]", "nll.n_images=4", f"output_dir='{tmp_path}'")
+    first, second = run_entry("evaluate", *options), run_entry("evaluate", *options)
+    assert first == second
+    assert len(list(tmp_path.glob("*/metrics.json"))) == 2
+
+
+def test_an_evaluation_is_written_beside_its_checkpoint(run, run_entry):
+    before = {path.name for path in run[0].iterdir()}
+    run_entry("evaluate", "metrics=[nll]", "nll.n_images=4")
+    (new,) = {path.name for path in run[0].iterdir()} - before
+    assert new.startswith("evaluate_")
+    assert "=" not in new
+
+
+def test_options_change_what_they_say_and_are_stated(run_entry, evaluated, tmp_path):
+    def nll(*options):
+        return run_entry("evaluate", "metrics=[nll]", "nll.n_images=30", f"output_dir='{tmp_path}'", *options)
+
+    base = evaluated[1]["nll"]["bits_per_dim"]
+    raw, train = nll("weights=raw"), nll("split=train")
+    clipped, seed, batch = nll("nll.clip=true"), nll("seed=4"), nll("batch_size=7")
+    assert (raw["weights"], train["nll"]["split"], clipped["nll"]["x_0_clipped"], seed["seed"]) == (
+        "raw",
+        "train",
+        True,
+        4,
+    )
+    for other in (raw, train, clipped, seed):
+        assert abs(other["nll"]["bits_per_dim"] - base) > 1e-5
+    assert batch["nll"]["bits_per_dim"] == pytest.approx(base, rel=1e-6)
+
+
+def test_fewer_steps_are_another_sampler_and_are_stated(run_entry, evaluated, tmp_path):
+    options = ("metrics=[fid]", "n_samples=100", f"output_dir='{tmp_path}'")
+    short = run_entry("evaluate", *options, "sampler=ancestral", "sampler.steps=5")["samples"]
+    assert (short["steps"], short["sampler"]["steps"]) == (5, 5)
+    assert abs(short["fid"] - evaluated[1]["samples"]["fid"]) > 1e-3
+    assert not list(tmp_path.glob("*/samples"))
+
+
+def test_as_many_images_as_in_training_unless_said_otherwise(run_entry, tmp_path):
+    options = ("metrics=[is,nll]", f"output_dir='{tmp_path}'", "sampler=ancestral", "sampler.steps=1")
+    result = run_entry("evaluate", *options)
+    assert (result["samples"]["n"], result["nll"]["n"]) == (100, 30)
+    result = run_entry("evaluate", *options, "n_samples=20", "nll.n_images=5")
+    assert (result["samples"]["n"], result["nll"]["n"]) == (20, 5)
+
+
+# ---------------------------------------------------------------- sample.py
+
+
+def pixels(folder):
+    return np.stack([np.asarray(Image.open(path)) for path in sorted((folder / "images").iterdir())])
+
+
+@pytest.fixture(scope="module")
+def drawn(run_entry, tmp_path_factory):
+    return run_entry("sample", "n=9", f"output_dir='{tmp_path_factory.mktemp('drawn')}'")
+
+
+def test_sampling_writes_n_images_and_a_grid(drawn):
+    assert {path.name for path in drawn.iterdir()} == {"images", "grid.png"}
+    assert pixels(drawn).shape == (9, 8, 8)
+    assert min(Image.open(drawn / "grid.png").size) > 3 * 8
+    assert {round(level * 255 / 16) for level in range(17)} >= set(pixels(drawn).flatten().tolist())
+
+
+def test_npz_holds_the_same_images(drawn, run_entry, tmp_path):
+    folder = run_entry("sample", "n=9", "format=npz", f"output_dir='{tmp_path}'")
+    assert {path.name for path in folder.iterdir()} == {"samples.npz", "grid.png"}
+    samples = np.load(folder / "samples.npz")["samples"]
+    assert samples.dtype == np.uint8
+    assert samples.shape == (9, 8, 8, 1)
+    assert np.array_equal(samples[..., 0], pixels(drawn))
+
+
+@pytest.mark.parametrize("batch_size", [1, 7])
+def test_samples_do_not_depend_on_the_batch_size(drawn, run_entry, tmp_path, batch_size):
+    folder = run_entry("sample", "n=9", f"batch_size={batch_size}", f"output_dir='{tmp_path}'")
+    level = 255 / 16
+    assert np.abs(pixels(folder).astype(int) - pixels(drawn)).max() <= round(level) + 1
+
+
+def test_the_noise_of_a_sample_is_the_same_in_any_batch(run, monkeypatch):
+    seen = {}
+
+    class Spy(IndexedNoise):
+        def __call__(self, step):
+            noise = super().__call__(step)
+            for row, index in zip(noise, self.indices, strict=True):
+                seen.setdefault((index, step), []).append(row)
+            return noise
+
+    monkeypatch.setattr(ddpm.draw, "IndexedNoise", Spy)
+    model = load(run[0] / "last.ckpt")
+    for batch_size in (1, 4, 9):
+        list(draw(model, Ancestral(), (1, 8, 8), range(9), 3, batch_size))
+    assert len(seen) == 9 * 20
+    assert all(
+        len(rows) == 3 and torch.equal(rows[0], rows[1]) and torch.equal(rows[0], rows[2]) for rows in seen.values()
+    )
+    assert len({tuple(rows[0].flatten().tolist()) for rows in seen.values()}) == 9 * 20
+
+
+def test_samples_are_a_prefix_of_more_samples(drawn, run_entry, tmp_path):
+    folder = run_entry("sample", "n=4", f"output_dir='{tmp_path}'")
+    assert np.abs(pixels(folder).astype(int) - pixels(drawn)[:4]).max() <= 17
+
+
+def test_saved_samples_of_an_evaluation_are_those_of_sampling(drawn, evaluated):
+    first = np.stack([np.asarray(Image.open(evaluated[0] / "samples" / f"{i:06d}.png")) for i in range(9)])
+    assert np.abs(first.astype(int) - pixels(drawn)).max() <= 17
+
+
+def test_raw_weights_another_seed_and_fewer_steps_draw_other_images(drawn, run_entry, tmp_path):
+    for option in ("weights=raw", "seed=4", "sampler=ancestral sampler.steps=5"):
+        folder = run_entry("sample", "n=9", f"output_dir='{tmp_path}'", *option.split())
+        assert not np.array_equal(pixels(folder), pixels(drawn)), option
+
+
+# ---------------------------------------------------------------- in Python
+
+
+def test_a_checkpoint_alone_rebuilds_the_model(run):
+    folder, module = run
+    for name, network in (("ema", module.ema.network), ("raw", module.diffusion.network)):
+        loaded, network = load(folder / "last.ckpt", name), network.eval()
+        assert not loaded.training
+        x_t, t = torch.randn(2, 1, 8, 8), torch.tensor([1, 20])
+        with torch.no_grad():
+            assert torch.equal(loaded.predict(x_t, t).y, network(x_t, t - 1))
+    a, b = load(folder / "last.ckpt"), load(folder / "last.ckpt", "raw")
+    assert not torch.equal(a.network.conv_out.weight, b.network.conv_out.weight)
+
+
+def test_a_loaded_model_predicts_and_samples_in_a_few_lines(run):
+    model = load(str(run[0] / "last.ckpt"))
+    x_t, t = torch.randn(2, 1, 8, 8), torch.tensor([3, 20])
+    prediction, p = model.predict(x_t, t, clip=True), model.p(x_t, t)
+    assert prediction.x_0.abs().max() <= 1
+    assert prediction.eps.shape == x_t.shape
+    assert isinstance(p, Gaussian)
+    noise = IndexedNoise(0, Stream.SAMPLES, range(2), (1, 8, 8))
+    assert Ancestral(steps=5).sample(model, noise).shape == x_t.shape
+
+
+def test_a_checkpoint_holds_nothing_that_runs(run):
+    content = checkpoint.read(run[0] / "last.ckpt")
+    assert not any(parameter.requires_grad for parameter in checkpoint.model(content).parameters())
