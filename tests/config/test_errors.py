@@ -255,8 +255,9 @@ def test_a_missing_checkpoint_says_where_training_writes_it(message, tmp_path, n
     assert "training writes last.ckpt" in message(name, given(tmp_path / "last.pt"))
 
 
-@pytest.mark.parametrize("name", ["evaluate", "sample"])
-@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.99])
+@pytest.mark.parametrize(
+    ("name", "share"), [("evaluate", 0), ("evaluate", 0.01), ("evaluate", 0.5), ("evaluate", 0.99), ("sample", 0.5)]
+)
 def test_a_truncated_checkpoint_is_damaged(message, trained, tmp_path, name, share):
     content = trained.read_bytes()
     (tmp_path / "cut").write_bytes(content[: int(share * len(content))])
@@ -296,9 +297,12 @@ def spy(tmp_path, monkeypatch):
     sys.modules.pop("spy_module", None)
 
 
-@pytest.mark.parametrize("name", ["evaluate", "sample"])
 @pytest.mark.parametrize(
-    "group", ["schedule", "parameterization", "variance", "loss", "time_sampler", "network", "data", "sampler"]
+    ("name", "group"),
+    [
+        *(("evaluate", group) for group in ("schedule", "parameterization", "variance", "loss", "network")),
+        *(("sample", group) for group in ("time_sampler", "data", "sampler")),
+    ],
 )
 def test_a_foreign_target_in_a_checkpoint_is_refused_before_its_import(message, trained, tmp_path, spy, name, group):
     path = tampered(trained, tmp_path / "foreign", lambda config: config[group].update(_target_="spy_module.Linear"))

@@ -2,6 +2,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import ddpm
 
 ROOT = Path(ddpm.__file__).parent
@@ -16,6 +18,7 @@ def mathematics():
             yield ".".join(("ddpm", *parts))
 
 
+@pytest.mark.slow
 def test_importing_the_mathematics_loads_neither_lightning_nor_hydra_nor_omegaconf():
     modules = list(mathematics())
     assert {"ddpm.process", "ddpm.elbo", "ddpm.schedule.linear", "ddpm.network.unet"} <= set(modules)
