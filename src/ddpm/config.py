@@ -97,7 +97,7 @@ class SampleConfig:
 
 def folder_name(text: str) -> str:
     """`text` as a folder's name that needs no quotes in ckpt=... and is not too long for a file system."""
-    return re.sub(r"[^\w.,+-]+", "-", text)[:120]
+    return re.sub(r"[^\w.+-]+", "-", text)[:120]
 
 
 def register() -> None:
