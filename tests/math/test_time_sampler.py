@@ -50,6 +50,12 @@ def test_stratified_times_cover_the_range_evenly_over_all_ranks():
         assert ((tenths - 10).abs() <= 1).all()
 
 
+def test_every_rank_alone_sees_the_whole_range_of_stratified_times():
+    for rank in range(4):
+        t, _ = Stratified(1000)(25, generator(), rank, 4)
+        assert t.max() - t.min() > 700
+
+
 def test_each_stratified_time_is_uniform():
     sampler = Stratified(10)
     first = torch.cat([sampler(4, generator(seed))[0][:1] for seed in range(5000)])
