@@ -5,12 +5,15 @@ import time
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from ddpm import checkpoint
+from ddpm.diffusion import Diffusion
 
 
 class UserError(CompactHydraException):
@@ -46,6 +49,32 @@ def _check_keys(cfg: DictConfig, path: str = "") -> None:
         value = None if OmegaConf.is_missing(cfg, key) or OmegaConf.is_interpolation(cfg, key) else cfg[key]
         if isinstance(value, DictConfig):
             _check_keys(value, f"{path}{key}.")
+
+
+class Opened(NamedTuple):
+    """A checkpoint that an entry point was given.
+
+    Attributes:
+        config: of the training run.
+        model: in evaluation mode, on the device.
+        seed: the one asked for, or that of the training run.
+        step: optimizer steps that it was trained for.
+    """
+
+    config: dict[str, Any]
+    model: Diffusion
+    seed: int
+    step: int
+
+
+def opened(cfg: Any) -> Opened:
+    """The checkpoint `cfg.ckpt`, with the weights, device and seed that are asked for."""
+    if cfg.seed is not None and cfg.seed < 0:
+        raise ValueError(f"seed must be at least 0, got {cfg.seed}")
+    content = checkpoint.read(cfg.ckpt, cfg.trusted)
+    model = checkpoint.model(content, cfg.weights).to(device(cfg.device))
+    config = content["ddpm_config"]
+    return Opened(config, model, config["seed"] if cfg.seed is None else cfg.seed, content["global_step"])
 
 
 def device(name: str) -> torch.device:

@@ -53,8 +53,28 @@ class TrainConfig:
 class NLLConfig:
     """How evaluate.py computes bits/dim."""
 
+    estimator: str = "sampled"
+    evaluations: int = 10
     n_images: int | None = None
+    steps: int | None = None
     clip: bool = False
+
+
+@dataclass
+class RateDistortionConfig:
+    """How evaluate.py computes rate and distortion."""
+
+    n_images: int | None = 64
+
+
+@dataclass
+class ODEConfig:
+    """How evaluate.py computes the likelihood of the probability-flow ODE."""
+
+    n_images: int | None = 64
+    divergence: str = "hutchinson"
+    rtol: float = 1e-5
+    atol: float = 1e-5
 
 
 @dataclass
@@ -73,6 +93,8 @@ class EvaluateConfig:
     inception_weights: str | None = None
     sampler: Any = None
     nll: NLLConfig = field(default_factory=NLLConfig)
+    rate_distortion: RateDistortionConfig = field(default_factory=RateDistortionConfig)
+    ode: ODEConfig = field(default_factory=ODEConfig)
     save_samples: bool = False
     device: str = "auto"
     output_dir: str | None = None

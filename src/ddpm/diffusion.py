@@ -56,9 +56,28 @@ class Diffusion(nn.Module):
             t: times in 1..T, shape (B,).
             clip: clip x^_0 to [-1, 1], and let every other reading follow it.
         """
-        out = self.network(x_t, self.process.times[t] - 1).to(x_t.dtype)
-        y, raw = out.chunk(2, dim=1) if self.variance.extra_channels else (out, None)
+        y, raw = self._read(x_t, self.process.times[t])
         return Prediction(self, x_t, t, y, raw, clip)
+
+    def score(self, x_t: Tensor, t: Tensor, clip: bool = False) -> Tensor:
+        """grad log q(x_t) as the model has it, Song et al. 2021; arguments as in `predict`."""
+        return self.predict(x_t, t, clip).score
+
+    def eps(self, x: Tensor, t: Tensor) -> Tensor:
+        """The noise in images at a real time, at which the network interpolates; shape of x.
+
+        Args:
+            x: noisy images, shape (B, C, H, W).
+            t: an original time in [1, T], one for all images, shape ().
+        """
+        y, _ = self._read(x, t.expand(len(x)))
+        k_y, k_x = self.parameterization.map_to(Eps(), self.process.origin.coefficients(t.view(1)))
+        return k_y.to(x.dtype) * y + k_x.to(x.dtype) * x
+
+    def _read(self, x: Tensor, original_t: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The network's output in its own parameterization, and what a learned variance reads."""
+        out = self.network(x, original_t - 1).to(x.dtype)
+        return out.chunk(2, dim=1) if self.variance.extra_channels else (out, None)
 
     def p(self, x_t: Tensor, t: Tensor, clip: bool = False) -> Gaussian:
         """p(x_{t-1} | x_t), Eq. 1."""
@@ -71,11 +90,11 @@ class Diffusion(nn.Module):
         shorter chain (Nichol & Dhariwal 2021, section 4).
 
         Args:
-            steps: the number of steps, spread evenly, or the original times to visit, increasing to T.
+            steps: the number of steps, spread evenly, or the times to visit, increasing to T.
         Raises:
             ValueError: the steps do not fit the chain.
         """
-        times = spacing.uniform(self.T, steps) if isinstance(steps, int) else steps
+        times = spacing.uniform(self.process, steps) if isinstance(steps, int) else steps
         process = self.process.respace(times.to(self.process.times.device))
         return Diffusion(self.network, process, self.parameterization, self.variance, self.levels)
 

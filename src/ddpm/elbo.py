@@ -8,6 +8,7 @@
 All in nats per image, on average over x_t ~ q(x_t|x_0).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -39,46 +40,112 @@ def term(prediction: Prediction, x_0: Tensor) -> Tensor:
     return torch.where(prediction.t == 1, decoder, step)
 
 
+def squared_error(prediction: Prediction, x_0: Tensor) -> Tensor:
+    """(x_0 - x^_0)^2, mean over the dimensions of an image, shape (B,), float64; x^_0 is clipped to [-1, 1]."""
+    return ((prediction.x_0.clamp(-1, 1) - x_0).double() ** 2).flatten(1).mean(1)
+
+
 @dataclass(frozen=True)
-class Bound:
-    """The bound of each of N images, in nats per image, float64.
+class CodeLength(ABC):
+    """The bound of each of N images, or an estimate of it, in nats per image, float64.
 
     Attributes:
         prior: L_T, shape (N,).
-        terms: L_0, L_1, ..., L_{T-1} (index t - 1), shape (N, T).
         dims: dimensions of an image.
     """
 
     prior: Tensor
-    terms: Tensor
     dims: int
 
     @property
+    @abstractmethod
     def decoder(self) -> Tensor:
-        """L_0, the distortion, nats per image, shape (N,)."""
-        return self.terms[:, 0]
+        """L_0, the distortion, shape (N,)."""
+
+    @property
+    @abstractmethod
+    def steps(self) -> Tensor:
+        """L_1 + ... + L_{T-1}, shape (N,)."""
+
+    @property
+    @abstractmethod
+    def first_error(self) -> Tensor:
+        """(x_0 - x^_0)^2 at t = 1, mean over the dimensions, shape (N,)."""
 
     @property
     def rate(self) -> Tensor:
-        """L_1 + ... + L_T, nats per image, shape (N,)."""
-        return self.terms[:, 1:].sum(1) + self.prior
+        """L_1 + ... + L_T, shape (N,)."""
+        return self.steps + self.prior
 
     @property
     def total(self) -> Tensor:
-        """L, nats per image, shape (N,)."""
+        """L, shape (N,)."""
         return self.rate + self.decoder
 
-    def summary(self) -> dict[str, float]:
-        """Means over the images in bits/dim, with the standard error of the total over images."""
-        bits = {
-            "bits_per_dim": self.total,
-            "prior": self.prior,
-            "rate": self.rate,
-            "distortion": self.decoder,
+    @property
+    @abstractmethod
+    def variance_over_times(self) -> Tensor:
+        """Variance of `total` that comes from which times were evaluated, shape (N,)."""
+
+    @abstractmethod
+    def by_time(self) -> tuple[Tensor, Tensor]:
+        """Times t, and the mean over images of L_{t-1} at each, where it was evaluated."""
+
+    @abstractmethod
+    def arrays(self) -> dict[str, Tensor]:
+        """Everything that was computed, by name, code lengths in bits/dim."""
+
+    def summary(self) -> dict[str, float | None]:
+        """Means over the images in bits/dim; the standard errors of the total; the RMSE at t = 1 on a 0-255 scale.
+
+        `standard_error` is that over images, with all that varies between them; `standard_error_times` is the part
+        that evaluating every time would remove.
+        """
+        bits = {"bits_per_dim": self.total, "prior": self.prior, "rate": self.rate, "distortion": self.decoder}
+        n = len(self.total)
+        spread = float(bits_per_dim(self.total, self.dims).std()) / n**0.5 if n > 1 else None
+        of_times = bits_per_dim(self.variance_over_times.sum().sqrt() / n, self.dims)
+        return {name: float(bits_per_dim(nats, self.dims).mean()) for name, nats in bits.items()} | {
+            "standard_error": spread,
+            "standard_error_times": float(of_times),
+            "rmse": 127.5 * float(self.first_error.mean().sqrt()),
         }
-        means = {name: float(bits_per_dim(nats, self.dims).mean()) for name, nats in bits.items()}
-        spread = bits_per_dim(self.total, self.dims).std() / len(self.total) ** 0.5
-        return means | {"standard_error": float(spread)}
+
+
+@dataclass(frozen=True)
+class Bound(CodeLength):
+    """Every term of the bound.
+
+    Attributes:
+        terms: L_0, L_1, ..., L_{T-1} (index t - 1), nats per image, shape (N, T).
+        errors: (x_0 - x^_0)^2 at t = 1..T, mean over the dimensions, shape (N, T).
+    """
+
+    terms: Tensor
+    errors: Tensor
+
+    @property
+    def decoder(self) -> Tensor:
+        return self.terms[:, 0]
+
+    @property
+    def steps(self) -> Tensor:
+        return self.terms[:, 1:].sum(1)
+
+    @property
+    def first_error(self) -> Tensor:
+        return self.errors[:, 0]
+
+    @property
+    def variance_over_times(self) -> Tensor:
+        return torch.zeros_like(self.prior)
+
+    def by_time(self) -> tuple[Tensor, Tensor]:
+        return torch.arange(1, self.terms.shape[1] + 1), self.terms.mean(0)
+
+    def arrays(self) -> dict[str, Tensor]:
+        prior, terms = (bits_per_dim(nats, self.dims) for nats in (self.prior, self.terms))
+        return {"prior": prior, "terms": terms, "squared_errors": self.errors}
 
 
 @torch.inference_mode()
@@ -98,10 +165,11 @@ def bound(
         clip: clip x^_0 to [-1, 1].
         on_step: called after each of the T evaluations.
     """
-    terms = []
+    terms, errors = [], []
     for step in range(1, diffusion.T + 1):
         t = torch.full((len(x_0),), step, device=x_0.device)
-        x_t = diffusion.process.diffuse(x_0, t, noise(step))
-        terms.append(term(diffusion.predict(x_t, t, clip), x_0))
+        prediction = diffusion.predict(diffusion.process.diffuse(x_0, t, noise(step)), t, clip)
+        terms.append(term(prediction, x_0))
+        errors.append(squared_error(prediction, x_0))
         on_step()
-    return Bound(prior(diffusion.process, x_0), torch.stack(terms, 1), x_0[0].numel())
+    return Bound(prior(diffusion.process, x_0), x_0[0].numel(), torch.stack(terms, 1), torch.stack(errors, 1))

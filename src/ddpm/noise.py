@@ -1,11 +1,12 @@
-"""Standard normal noise that is a function of its key, not of the order in which it is drawn.
+"""Random numbers that are a function of its key, not of the order in which it is drawn.
 
 Philox is a counter-based generator: the noise of (seed, stream, index, step) can be drawn anywhere, in any batch, on
 any number of processes, and is the same to the last bit. It is drawn on the CPU, hence the same for every device.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,9 @@ class Stream(IntEnum):
     TRAINING = 3
     VALIDATION = 4
     ORDER = 5
+    TIMES = 6
+    DEQUANTISATION = 7
+    PROBE = 8
 
 
 class IndexedNoise:
@@ -51,14 +55,26 @@ class IndexedNoise:
         self.dtype = dtype
         self._numpy_dtype = np.dtype(str(dtype).removeprefix("torch."))
 
-    def __call__(self, step: int) -> Tensor:
-        """The noise of one step, shape (B, C, H, W)."""
+    def __call__(self, step: int | Tensor) -> Tensor:
+        """Standard normal noise, shape (B, C, H, W).
+
+        Args:
+            step: one for all images, or one for each, shape (B,).
+        """
+        return self._draw(step, lambda generator, out: generator.standard_normal(dtype=out.dtype, out=out))
+
+    def uniform(self, step: int | Tensor) -> Tensor:
+        """Noise uniform in [0, 1), shape (B, C, H, W); it shares its key with the normal noise of the same step."""
+        return self._draw(step, lambda generator, out: generator.random(dtype=out.dtype, out=out))
+
+    def _draw(self, step: int | Tensor, fill: Callable[[np.random.Generator, np.ndarray], Any]) -> Tensor:
         drawn = np.empty((len(self.indices), int(np.prod(self.shape))), self._numpy_dtype)
-        for row, index in zip(drawn, self.indices, strict=True):
+        steps = [step] * len(drawn) if isinstance(step, int) else step.tolist()
+        for row, index, own in zip(drawn, self.indices, steps, strict=True):
             # The lowest word of the counter advances with the numbers drawn.
-            philox = np.random.Philox(key=self.seed, counter=[0, step, index, self.stream])
-            np.random.Generator(philox).standard_normal(dtype=self._numpy_dtype, out=row)
-        return torch.from_numpy(drawn).reshape(-1, *self.shape).to(self.device)
+            philox = np.random.Philox(key=self.seed, counter=[0, own, index, self.stream])
+            fill(np.random.Generator(philox), row)
+        return torch.from_numpy(drawn).reshape(len(drawn), *self.shape).to(self.device)
 
 
 def seed_from(*key: int) -> int:

@@ -12,11 +12,23 @@ Times are 1..T with alpha_bar_0 = 1. Every table has length T + 1; index 0 is th
     snr             alpha_bar / (1 - alpha_bar)
 """
 
+from typing import NamedTuple
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ddpm.gaussian import Gaussian
 from ddpm.tables import Tables, gather, over_time
+
+
+class Coefficients(NamedTuple):
+    """What the network was trained with at some times: tables of the process, float64, each of shape (S,)."""
+
+    sqrt_alpha_bar: Tensor
+    sigma: Tensor
+    c_0: Tensor
+    c_t: Tensor
 
 
 class Process(Tables):
@@ -24,7 +36,8 @@ class Process(Tables):
 
     Args:
         beta: variances of the steps t = 1..T, each in (0, 1), shape (T,), float64.
-        times: for a respaced chain, the original time of each of its times 0..T, shape (T + 1,).
+        times: for a respaced chain, the original time of each of its times 0..T, possibly between two of the original
+            ones, shape (T + 1,).
         origin: for a respaced chain, the process that the network was trained on.
     Raises:
         ValueError: a variance lies outside (0, 1).
@@ -80,6 +93,45 @@ class Process(Tables):
         """The process that the network was trained on: this one unless it is respaced."""
         return self if self.respaced_from is None else self.respaced_from
 
+    def log_snr(self, times: Tensor) -> Tensor:
+        """lambda = log(alpha_bar / (1 - alpha_bar)) at real times in [0, T], float64; it falls with time.
+
+        Linear in time between two integers; below 1, where it rises to infinity at 0, 1 - alpha_bar is linear.
+        """
+        times = times.to(self.snr)
+        below = times.floor().long().clamp(1, max(1, self.T - 1))
+        table = self.snr[1:].log()
+        later = torch.lerp(table[below - 1], table[below.clamp(max=self.T - 1)], times - below)
+        variance = times * self.sigma[1] ** 2
+        return torch.where(times >= 1, later, torch.log1p(-variance) - variance.log())
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        """The real time in [0, T] at which the log-SNR is as given: the inverse of `log_snr`."""
+        log_snr = log_snr.to(self.snr)
+        table = self.snr[1:].log()
+        above = torch.searchsorted(-table, -log_snr).clamp(1, max(1, self.T - 1))
+        before, after = table[above - 1], table[above.clamp(max=self.T - 1)]
+        step = torch.where(after < before, after - before, -torch.ones_like(after))
+        later = above + (log_snr - before) / step
+        return torch.where(log_snr > table[0], torch.sigmoid(-log_snr) / self.sigma[1] ** 2, later).clamp(max=self.T)
+
+    def coefficients(self, times: Tensor) -> Coefficients:
+        """The tables at real times in (0, T], shape (S,), as `log_snr` continues them between the integers.
+
+        The step that c_0 and c_t belong to begins one unit of time earlier, or at 0.
+        """
+        now, before = self.log_snr(times), self.log_snr((times.double() - 1).clamp(min=0))
+        alpha_bar, variance = torch.sigmoid(now), torch.sigmoid(-now)
+        alpha_bar_before, variance_before = torch.sigmoid(before), torch.sigmoid(-before)
+        # beta = 1 - alpha_bar / alpha_bar_before, without the cancellation.
+        beta = (variance - variance_before) / alpha_bar_before
+        return Coefficients(
+            alpha_bar.sqrt(),
+            variance.sqrt(),
+            alpha_bar_before.sqrt() * beta / variance,
+            (1 - beta).sqrt() * variance_before / variance,
+        )
+
     def diffuse(self, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_t ~ q(x_t | x_0) = N(sqrt(alpha_bar) x_0, (1 - alpha_bar) I), Eq. 4.
 
@@ -115,13 +167,20 @@ class Process(Tables):
         """The chain that visits only `times`: its steps merge the original ones, its marginals are the same.
 
         Args:
-            times: strictly increasing original times in 1..T that end with T, shape (S,).
+            times: strictly increasing times in (0, T] that end with T, shape (S,); integers, or for the original
+                process real numbers, between which `log_snr` interpolates.
         Raises:
             ValueError: the times are not such.
         """
         increasing = bool((times.diff() > 0).all())
-        if not increasing or int(times[0]) < 1 or int(times[-1]) != self.T:
+        if not increasing or float(times[0]) <= 0 or float(times[-1]) != self.T:
             raise ValueError(f"times must increase within 1..{self.T} and end with {self.T}, got {times.tolist()}")
+        if times.is_floating_point():
+            if self.respaced_from is not None:
+                raise ValueError("times between the integers are those of the original process; respace that one")
+            visited = torch.cat([times.new_zeros(1), times]).double()
+            log_alpha_bar = torch.cat([visited.new_zeros(1), F.logsigmoid(self.log_snr(visited[1:]))])
+            return Process(-torch.expm1(log_alpha_bar.diff()), visited, self.origin)
         visited = torch.cat([times.new_zeros(1), times])
         log_alpha = self.alpha_bar.log()[visited].diff()
         return Process(-torch.expm1(log_alpha), self.times[visited], self.origin)

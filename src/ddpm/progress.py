@@ -10,11 +10,11 @@ class Steps:
 
     Args:
         what: the work, a word or two.
-        total: number of calls to come.
+        total: number of calls to come; None if it is not known.
         show: whether to show it.
     """
 
-    def __init__(self, what: str, total: int, show: bool = True) -> None:
+    def __init__(self, what: str, total: int | None, show: bool = True) -> None:
         self.bar = tqdm(total=total, desc=what, leave=False, disable=not show, dynamic_ncols=True, mininterval=0.5)
 
     def __enter__(self) -> "Steps":

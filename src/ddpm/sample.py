@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ddpm import build, checkpoint, cli
+from ddpm import build, cli
 from ddpm.data.scaling import as_uint8, to_pixels
 from ddpm.draw import draw
 from ddpm.grid import grid, save_png
@@ -29,18 +29,14 @@ def sample(cfg: Any) -> Path:
     for name, value in (("n", cfg.n), ("batch_size", cfg.batch_size)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    if cfg.seed is not None and cfg.seed < 0:
-        raise ValueError(f"seed must be at least 0, got {cfg.seed}")
-    content = checkpoint.read(cfg.ckpt, cfg.trusted)
-    config = content["ddpm_config"]
-    model = checkpoint.model(content, cfg.weights).to(cli.device(cfg.device))
-    sampler = build.sampler(config["sampler"] if cfg.sampler is None else cfg.sampler, model.T)
-    seed = config["seed"] if cfg.seed is None else cfg.seed
+    opened = cli.opened(cfg)
+    model = opened.model
+    sampler = build.sampler(opened.config["sampler"] if cfg.sampler is None else cfg.sampler, model.T)
     folder = cli.new_folder(Path(cfg.output_dir or Path(cfg.ckpt).parent), "samples")
 
-    parts = []
+    parts, shape = [], opened.config["image"]["shape"]
     with Steps("sampling", math.ceil(cfg.n / cfg.batch_size) * sampler.chain(model).T) as progress:
-        for x, index in draw(model, sampler, config["image"]["shape"], range(cfg.n), seed, cfg.batch_size, progress):
+        for x, index in draw(model, sampler, shape, range(cfg.n), opened.seed, cfg.batch_size, progress):
             parts.append(as_uint8(to_pixels(x, model.levels), model.levels).cpu())
             if cfg.format == "png":
                 for image, i in zip(parts[-1], index.tolist(), strict=True):

@@ -367,8 +367,14 @@ def test_every_target_that_training_stores_is_allowed(trained):
 @pytest.mark.parametrize(
     ("name", "overrides", "expected"),
     [
-        ("evaluate", ["metrics=[fid,fdi]"], "metrics must be of fid, is, kid, prc, nll, got fdi"),
+        ("evaluate", ["metrics=[fid,fdi]"], "metrics must be of fid, is, kid, prc, nll, rate_distortion, ode, got fdi"),
         ("evaluate", ["metrics=[]"], "metrics must be of"),
+        ("evaluate", ["nll.estimator=half"], "nll.estimator must be sampled or full, got 'half'"),
+        ("evaluate", ["metrics=[nll]", "nll.evaluations=2"], "nll.evaluations must be at least 3"),
+        ("evaluate", ["metrics=[nll]", "nll.steps=21"], "nll.steps must be in 1..20, or null"),
+        ("evaluate", ["metrics=[nll]", "nll.n_images=0"], "nll.n_images must be at least 1, got 0"),
+        ("evaluate", ["metrics=[ode]", "ode.divergence=guess"], "ode.divergence must be hutchinson or exact"),
+        ("evaluate", ["metrics=[ode]", "ode.rtol=0"], "ode.rtol and ode.atol must be above 0"),
         ("evaluate", ["weights=best"], "weights must be ema or raw, got 'best'"),
         ("evaluate", ["split=validation"], 'split must be "train" or "test"'),
         ("evaluate", ["n_samples=0"], "n_samples must be at least 1, got 0"),

@@ -1,5 +1,6 @@
 """Evaluating and sampling a checkpoint: the numbers of training, of torch-fidelity, and of any batch size."""
 
+import csv
 import json
 
 import numpy as np
@@ -16,10 +17,12 @@ from ddpm.draw import draw
 from ddpm.evaluate import evaluate
 from ddpm.gaussian import Gaussian
 from ddpm.grid import save_png
+from ddpm.metrics import nll
 from ddpm.metrics.classifier import train_classifier
 from ddpm.noise import IndexedNoise, Stream
 from ddpm.sample import sample
 from ddpm.sampler.ancestral import Ancestral
+from ddpm.share import Share
 
 pytestmark = pytest.mark.slow
 
@@ -114,7 +117,8 @@ def test_every_number_states_what_defines_it(evaluated):
     assert 0.9 < samples["features_accuracy"] <= 1
     assert samples["quantisation"] == "rounded to 17 grey levels, then to 0..255"
     assert (samples["sampler"]["_target_"], samples["steps"]) == ("ddpm.sampler.ancestral.Ancestral", 20)
-    assert (nll["n"], nll["split"], nll["unit"], nll["levels"], nll["terms"]) == (30, "test", "bits/dim", 17, 20)
+    assert (nll["n"], nll["split"], nll["unit"], nll["levels"], nll["T"]) == (30, "test", "bits/dim", 17, 20)
+    assert (nll["estimator"], nll["evaluations"], nll["variance"]) == ("sampled", 10, "fixed_large")
     assert nll["x_0_clipped"] is False
 
 
@@ -159,12 +163,127 @@ def test_fewer_steps_are_another_sampler_and_are_stated(run_entry, evaluated, tm
     assert not list(tmp_path.glob("*/samples"))
 
 
-def test_as_many_images_as_in_training_unless_said_otherwise(run_entry, tmp_path):
+def test_as_many_samples_as_in_training_and_all_images_unless_said_otherwise(run_entry, tmp_path):
     options = ("metrics=[is,nll]", f"output_dir='{tmp_path}'", "sampler=ancestral", "sampler.steps=1")
     result = run_entry("evaluate", *options)
-    assert (result["samples"]["n"], result["nll"]["n"]) == (100, 30)
+    assert (result["samples"]["n"], result["nll"]["n"]) == (100, 360)
     result = run_entry("evaluate", *options, "n_samples=20", "nll.n_images=5")
     assert (result["samples"]["n"], result["nll"]["n"]) == (20, 5)
+
+
+# ---------------------------------------------------------------- likelihood
+
+
+def likelihood(run_entry, parent, *options):
+    """The result of a likelihood of 30 images, and its folder."""
+    known = set(parent.iterdir())
+    result = run_entry("evaluate", "nll.n_images=30", f"output_dir='{parent}'", *options)
+    (folder,) = set(parent.iterdir()) - known
+    return result, folder
+
+
+def test_full_and_sampled_bounds_agree_within_their_error(run_entry, tmp_path):
+    full, folder = likelihood(run_entry, tmp_path, "metrics=[nll]", "nll.estimator=full")
+    full = full["nll"]
+    assert (full["estimator"], full["evaluations"], full["standard_error_times"]) == ("full", 20, 0)
+    terms = np.load(folder / "terms.npz")
+    assert terms["terms"].shape == terms["squared_errors"].shape == (30, 20)
+    assert terms["terms"].sum(1).mean() + terms["prior"].mean() == pytest.approx(full["bits_per_dim"])
+    assert terms["terms"][:, 1:].sum(1).mean() + terms["prior"].mean() == pytest.approx(full["rate"])
+
+    sampled, folder = likelihood(run_entry, tmp_path, "metrics=[nll]", "nll.evaluations=6")
+    sampled = sampled["nll"]
+    assert sampled["standard_error_times"] > 0
+    assert abs(sampled["bits_per_dim"] - full["bits_per_dim"]) < 4 * sampled["standard_error_times"]
+    assert sampled["distortion"] == pytest.approx(full["distortion"], rel=1e-6)
+    arrays = np.load(folder / "terms.npz")
+    assert arrays["times"].shape == arrays["terms"].shape == (30, 6)
+    assert np.allclose(arrays["terms"][:, 0], terms["terms"][:, 0], rtol=1e-5)
+    weighted = arrays["terms"] / arrays["inclusion"][arrays["times"]]
+    assert weighted.sum(1).mean() + arrays["prior"].mean() == pytest.approx(sampled["bits_per_dim"])
+    # What is drawn at a time is the term of the full bound: they share their noise.
+    same = np.take_along_axis(terms["terms"], arrays["times"] - 1, 1)
+    assert np.allclose(arrays["terms"], same, rtol=1e-4)
+
+    every, _ = likelihood(run_entry, tmp_path, "metrics=[nll]", "nll.evaluations=20")
+    assert every["nll"]["bits_per_dim"] == pytest.approx(full["bits_per_dim"], rel=1e-6)
+    assert every["nll"]["standard_error_times"] == 0
+
+
+def test_the_result_says_where_the_bits_go(evaluated):
+    nll = evaluated[1]["nll"]
+    share = nll["rate"] / nll["bits_per_dim"]
+    assert f"{nll['rate']:.2f} ({share:.0%}) are rate" in nll["division"]
+    assert f"RMSE of {nll['rmse']:.2f}" in nll["division"]
+
+
+def test_bits_per_dim_of_any_batch_size_and_number_of_processes_are_the_same(run, monkeypatch):
+    seen = {}
+
+    class Spy(IndexedNoise):
+        def __call__(self, step):
+            noise = super().__call__(step)
+            steps = [step] * len(noise) if isinstance(step, int) else step.tolist()
+            for row, index, t in zip(noise, self.indices, steps, strict=True):
+                seen.setdefault((index, t), []).append(row)
+            return noise
+
+    monkeypatch.setattr(nll, "IndexedNoise", Spy)
+    model, images = load(run[0] / "last.ckpt"), Digits().load("test")
+    results = {size: nll.sampled(model, images, 64, 3, size, 6) for size in (1, 7, 64)}
+    for result in results.values():
+        assert torch.equal(result.times, results[64].times)
+        assert result.total.mean().item() == pytest.approx(results[64].total.mean().item(), rel=1e-6)
+    assert all(torch.equal(row, rows[0]) for rows in seen.values() for row in rows)
+    halves = [nll.sampled(model, images, 64, 3, 16, 6, share=Share(rank, 2)) for rank in (0, 1)]
+    for rank, half in enumerate(halves):
+        assert torch.equal(half.times, results[64].times[rank::2])
+        assert torch.allclose(half.total, results[64].total[rank::2], rtol=1e-5)
+
+
+def test_a_respaced_chain_has_its_own_bound(run_entry, evaluated, tmp_path):
+    short, _ = likelihood(run_entry, tmp_path, "metrics=[nll]", "nll.steps=5")
+    assert (short["nll"]["T"], short["nll"]["evaluations"]) == (5, 5)
+    assert short["nll"]["prior"] == pytest.approx(evaluated[1]["nll"]["prior"], rel=1e-6)
+    assert abs(short["nll"]["bits_per_dim"] - evaluated[1]["nll"]["bits_per_dim"]) > 1e-3
+
+
+def is_picture(path):
+    pixels = np.asarray(Image.open(path).convert("L"))
+    return min(pixels.shape) > 100 and pixels.std() > 5
+
+
+def test_rate_distortion_is_written_as_table_and_pictures(run_entry, tmp_path):
+    result, folder = likelihood(run_entry, tmp_path, "metrics=[rate_distortion,nll]", "rate_distortion.n_images=30",
+                                "nll.estimator=full")  # fmt: skip
+    found, nll = result["rate_distortion"], result["nll"]
+    with (folder / "rate_distortion.csv").open() as file:
+        rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    assert [row["steps"] for row in rows] == list(range(1, 21))
+    assert [row["t"] for row in rows] == list(range(20, 0, -1))
+    assert [row["steps"] for row in found["table"]] == list(range(20, 0, -2))
+    assert found["table"][0] == rows[-1]
+    assert rows[0]["rate"] == pytest.approx(nll["prior"])
+    assert rows[-1]["rate"] == pytest.approx(nll["rate"])
+    assert rows[-1]["rmse"] == pytest.approx(nll["rmse"])
+    assert rows[0]["rmse"] > 5 * rows[-1]["rmse"]
+    assert (found["n"], found["T"], found["x_0_clipped"]) == (30, 20, False)
+    names = ("rate_distortion.png", "predictions.png", "sharing.png", "terms.png")
+    assert all(is_picture(folder / name) for name in names)
+
+
+def test_the_likelihood_of_the_flow_is_stated_with_its_cost(run_entry, tmp_path):
+    def ode(*options):
+        return likelihood(run_entry, tmp_path, "metrics=[ode]", "ode.n_images=4", "ode.rtol=1e-3", *options)[0]["ode"]
+
+    found = ode()
+    assert (found["n"], found["divergence"], found["solver"]) == (4, "hutchinson", "scipy RK45, rtol 0.001, atol 1e-05")
+    assert found["evaluations"] > 20
+    assert found["dequantisation"].startswith("uniform")
+    exact, batched = ode("ode.divergence=exact"), ode("batch_size=2")
+    assert exact["bits_per_dim"] == pytest.approx(found["bits_per_dim"], abs=0.5)
+    assert exact["bits_per_dim"] != found["bits_per_dim"]
+    assert batched["bits_per_dim"] == pytest.approx(found["bits_per_dim"], abs=1e-2)
 
 
 # ---------------------------------------------------------------- sample.py

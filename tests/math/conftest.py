@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from ddpm.diffusion import Diffusion
 from ddpm.parameterization.eps import Eps
+from ddpm.parameterization.x0 import X0
 from ddpm.process import Process
 from ddpm.schedule.linear import Linear
 from ddpm.variance.fixed_small import FixedSmall
@@ -41,6 +42,16 @@ def diffusion_of(x_0, process=None, parameterization=None, variance=None, levels
     raw = raw if variance.extra_channels else None
     model.network = Denoiser(x_0, model.target, raw)
     return model.eval()
+
+
+def continuous(x_0, process, parameterization, levels=256):
+    """A Diffusion whose denoising function is x_0(x_t, t) at real times too."""
+
+    def target(clean, x_t, t):
+        k_y, k_x = (k.view(-1, 1, 1, 1) for k in X0().map_to(parameterization, process.coefficients(t)))
+        return k_y * clean + k_x * x_t
+
+    return Diffusion(Denoiser(x_0, target), process, parameterization, FixedSmall(), levels).eval()
 
 
 @pytest.fixture

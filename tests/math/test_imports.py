@@ -7,7 +7,7 @@ import pytest
 import ddpm
 
 ROOT = Path(ddpm.__file__).parent
-EDGE = {"lit", "metrics", "build", "checkpoint", "cli", "config", "evaluate", "sample", "datamodule"}
+EDGE = {"lit", "metrics", "build", "checkpoint", "cli", "config", "evaluate", "sample", "datamodule", "evaluation"}
 
 
 def mathematics():

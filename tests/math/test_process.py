@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch.distributions import Normal
@@ -74,7 +76,7 @@ def test_beta_tilde_lies_below_beta(process):
 
 def test_respacing_to_T_is_identity():
     process = Process(Cosine(T=100).beta())
-    same = process.respace(spacing.uniform(100, 100))
+    same = process.respace(spacing.uniform(process, 100))
     assert torch.equal(same.times, process.times)
     for name in ("beta", "alpha_bar", "sigma", "c_0", "c_t", "log_beta", "log_beta_tilde", "snr"):
         ours, theirs = getattr(same, name), getattr(process, name)
@@ -92,21 +94,66 @@ def test_respacing_keeps_the_marginals(process):
     assert again.origin is process
 
 
-def test_uniform_spacing_has_both_ends_and_no_repetition():
+@pytest.mark.parametrize("name", list(spacing.SPACINGS))
+def test_spacings_increase_to_T_without_repetition(name):
     for T in (1, 2, 10, 1000):
+        process = Process(Linear(T=T).beta())
         for steps in {1, 2, 3, T // 2, T} & set(range(1, T + 1)):
-            times = spacing.uniform(T, steps)
+            times = spacing.SPACINGS[name](process, steps)
             assert len(times) == steps
             assert times[-1] == T
-            assert steps == 1 or times[0] == 1
+            assert steps == 1 or times[0] == (1 if name != "trailing" else round(T / steps))
             assert (times.diff() > 0).all()
+
+
+def test_spacings_are_even_in_what_they_say(process):
+    def steps_of(values):
+        return (values.diff() / values.diff()[0]).tolist()
+
+    ones = pytest.approx([1] * 19)
+    assert steps_of((spacing.quadratic(process, 20) - 1).sqrt()) == ones
+    assert steps_of(process.log_snr(spacing.log_snr(process, 20))) == ones
+    assert steps_of((-process.log_snr(spacing.karras(process, 20)) / 14).exp()) == ones
+    assert spacing.trailing(process, 10).tolist() == list(range(100, 1001, 100))
+    assert spacing.uniform(process, 4).tolist() == [1, 334, 667, 1000]
 
 
 def test_bad_chains_are_explained(process):
     with pytest.raises(ValueError, match=r"every beta_t must lie in \(0, 1\), but beta_2 = 1.5"):
         Process(torch.tensor([0.1, 1.5]))
     with pytest.raises(ValueError, match=r"steps must be in 1..1000 .* got 1001"):
-        spacing.uniform(1000, 1001)
+        spacing.uniform(process, 1001)
     for times in ([5, 3, 1000], [1, 2], [0, 1000]):
         with pytest.raises(ValueError, match=r"times must increase within 1..1000 and end with 1000"):
             process.respace(torch.tensor(times))
+
+
+@pytest.mark.parametrize("schedule", [Linear(), Cosine(), Linear(T=2), Linear(T=1)])
+def test_log_snr_and_time_are_inverse_at_real_times(schedule):
+    process = Process(schedule.beta())
+    T = process.T
+    times = torch.cat([torch.linspace(0.01, 1, 50), torch.linspace(1, T, 999)]).double()
+    log_snr = process.log_snr(times)
+    assert (log_snr.diff()[times.diff() > 0] < 0).all()
+    assert torch.allclose(process.time(log_snr), times, rtol=1e-9)
+    assert torch.allclose(process.log_snr(torch.arange(1, T + 1)), process.snr[1:].log(), rtol=1e-12)
+    assert process.log_snr(torch.tensor(0.0)).item() == math.inf
+    assert process.time(torch.tensor(math.inf)).item() == 0
+
+
+def test_tables_at_the_integers_are_those_of_the_chain(process):
+    found = process.coefficients(torch.arange(1, process.T + 1))
+    assert torch.allclose(found.sqrt_alpha_bar, process.sqrt_alpha_bar[1:], rtol=1e-12)
+    assert torch.allclose(found.sigma, process.sigma[1:], rtol=1e-12)
+    assert torch.allclose(found.c_0, process.c_0[1:], rtol=1e-10)
+    assert torch.allclose(found.c_t, process.c_t[1:], rtol=1e-10)
+
+
+def test_a_chain_may_visit_times_between_the_integers(process):
+    times = torch.tensor([0.5, 1.0, 7.25, 300.0, 1000.0], dtype=torch.float64)
+    chain = process.respace(times)
+    assert chain.times.tolist() == [0, *times.tolist()]
+    assert torch.allclose(chain.alpha_bar[1:], torch.sigmoid(process.log_snr(times)), rtol=1e-12)
+    assert torch.allclose(chain.alpha_bar[[2, 4, 5]], process.alpha_bar[[1, 300, 1000]], rtol=1e-12)
+    with pytest.raises(ValueError, match="times between the integers are those of the original process"):
+        chain.respace(torch.tensor([1.5, 5.0]))

@@ -28,7 +28,7 @@ def test_ancestral_is_algorithm_2(steps):
     model = diffusion_of(denoise, variance=FixedLarge())
     chain = model if steps is None else model.respace(steps)
     noise = noise_of(range(5))
-    x = noise(chain.T + 1)
+    x = noise(0)
     alpha_bar = chain.process.alpha_bar
     for t in range(chain.T, 0, -1):
         beta = 1 - alpha_bar[t] / alpha_bar[t - 1]

@@ -98,14 +98,10 @@ def _module(config: dict[str, Any], shape: tuple[int, int, int], levels: int) ->
 
 def _stored(config: dict[str, Any], shape: tuple[int, int, int], levels: int) -> dict[str, Any]:
     """What a checkpoint holds of the configuration: what rebuilds and evaluates the model."""
-    fid, bits = (config["callbacks"].get(name, {}) for name in ("fid", "bits_per_dim"))
+    fid = config["callbacks"].get("fid", {})
     return {key: config[key] for key in (*MODEL, "loss", "time_sampler", "sampler", "data", "seed")} | {
         "image": {"shape": list(shape), "levels": levels},
-        "evaluation": {
-            "features": fid.get("features", "inception"),
-            "n_samples": fid.get("n_samples"),
-            "n_images": bits.get("n_images"),
-        },
+        "evaluation": {"features": fid.get("features", "inception"), "n_samples": fid.get("n_samples")},
     }
 
 

@@ -1,8 +1,14 @@
-"""Bits/dim of real images, shared out over the processes."""
+"""Bits/dim of real images, shared out over the processes.
 
-from collections.abc import Callable
+The noise of image i at time t is a function of (seed, i, t) and the times that are drawn for it one of (seed, i), so
+neither the batch size nor the number of processes changes the result beyond rounding.
+"""
+
+import math
+from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from ddpm.data.images import Images
 from ddpm.data.scaling import to_unit
@@ -10,10 +16,14 @@ from ddpm.diffusion import Diffusion
 from ddpm.elbo import Bound, bound
 from ddpm.metrics.gathered import Gathered
 from ddpm.noise import IndexedNoise, Stream
+from ddpm.progress import Steps
+from ddpm.sampled_bound import Proposal, SampledBound, pilot, pilot_times, proposal, sampled_bound
 from ddpm.share import ALONE, Share
 
+PILOT_IMAGES = 8
 
-def bound_of(
+
+def full(
     diffusion: Diffusion,
     images: Images,
     n: int,
@@ -21,28 +31,85 @@ def bound_of(
     batch_size: int,
     clip: bool = False,
     share: Share = ALONE,
-    on_step: Callable[[], None] = lambda: None,
+    progress: bool = False,
 ) -> Bound:
-    """The bound of the first n images of all processes, on each of them.
-
-    The noise of image i at time t is a function of (seed, i, t).
+    """Every term of the bound of the first n images of all processes, on each of them.
 
     Args:
         diffusion: the model, in evaluation mode.
         images: grey levels 0..levels-1.
         n: number of images, of all processes together.
         seed: of the noise.
-        batch_size: images at a time; the result does not depend on it beyond rounding.
+        batch_size: images at a time.
         clip: clip x^_0 to [-1, 1].
         share: of this process.
-        on_step: called after each evaluation of the network.
+        progress: whether to show it.
     """
+    gathered = Gathered(("prior", "terms", "errors")).to(diffusion.process.times.device)
+    with Steps("bits/dim", _batches(share, n, batch_size) * diffusion.T, progress) as steps:
+        for x_0, index, noise in _noisy(diffusion, images, share.of(n), seed, batch_size):
+            part = bound(diffusion, x_0, noise, clip, steps)
+            gathered.update({"prior": part.prior, "terms": part.terms, "errors": part.errors}, index)
+    values = {name: value.cpu() for name, value in gathered.compute().items()}
+    return Bound(values["prior"], part.dims, values["terms"], values["errors"])
+
+
+def sampled(
+    diffusion: Diffusion,
+    images: Images,
+    n: int,
+    seed: int,
+    batch_size: int,
+    evaluations: int,
+    clip: bool = False,
+    share: Share = ALONE,
+    progress: bool = False,
+) -> SampledBound:
+    """The bound of the first n images of all processes from a few evaluations each, on each process.
+
+    Args:
+        diffusion: the model, in evaluation mode.
+        images: grey levels 0..levels-1.
+        n: number of images, of all processes together.
+        seed: of the noise and the times.
+        batch_size: images at a time.
+        evaluations: of the network for each image, at least 3.
+        clip: clip x^_0 to [-1, 1].
+        share: of this process.
+        progress: whether to show it.
+    """
+    calls = _batches(share, n, batch_size) * min(evaluations, diffusion.T)
+    knots = len(pilot_times(diffusion.T)) if evaluations < diffusion.T else 0
+    gathered = Gathered(("prior", "times", "terms", "error")).to(diffusion.process.times.device)
+    with Steps("bits/dim", knots + calls, progress) as steps:
+        chosen = _proposal(diffusion, images, min(n, PILOT_IMAGES), seed, evaluations, clip, steps)
+        for x_0, index, noise in _noisy(diffusion, images, share.of(n), seed, batch_size):
+            uniform = IndexedNoise(seed, Stream.TIMES, index, (chosen.drawn,), dtype=torch.float64).uniform(0)
+            part = sampled_bound(diffusion, x_0, noise, chosen, uniform, clip, steps)
+            gathered.update({"prior": part.prior, "times": part.times, "terms": part.terms, "error": part.error}, index)
+    values = {name: value.cpu() for name, value in gathered.compute().items()}
+    return SampledBound(values["prior"], part.dims, chosen, values["times"], values["terms"], values["error"])
+
+
+def _proposal(
+    diffusion: Diffusion, images: Images, n: int, seed: int, evaluations: int, clip: bool, steps: Steps
+) -> Proposal:
+    """From the first n images in one batch, so that it is the same on every process and for every batch size."""
+    if evaluations >= diffusion.T:
+        return proposal(torch.ones(diffusion.T - 1), evaluations)
+    ((x_0, _, noise),) = _noisy(diffusion, images, range(n), seed, n)
+    return proposal(pilot(diffusion, x_0, noise, clip, on_step=steps), evaluations)
+
+
+def _noisy(
+    diffusion: Diffusion, images: Images, indices: range, seed: int, batch_size: int
+) -> Iterator[tuple[Tensor, Tensor, IndexedNoise]]:
+    """Batches of images in [-1, 1], their indices and their noise."""
     device = diffusion.process.times.device
-    metric = Gathered(("prior", "terms")).to(device)
-    for index in torch.split(torch.tensor(share.of(n)), batch_size):
+    for index in torch.split(torch.tensor(indices), batch_size):
         x_0 = to_unit(images.pixels(index), diffusion.levels).to(device)
-        noise = IndexedNoise(seed, Stream.LIKELIHOOD, index, x_0.shape[1:], device)
-        part = bound(diffusion, x_0, noise, clip, on_step)
-        metric.update({"prior": part.prior, "terms": part.terms}, index)
-    everyone = metric.compute()
-    return Bound(everyone["prior"].cpu(), everyone["terms"].cpu(), part.dims)
+        yield x_0, index, IndexedNoise(seed, Stream.LIKELIHOOD, index, x_0.shape[1:], device)
+
+
+def _batches(share: Share, n: int, batch_size: int) -> int:
+    return math.ceil(len(share.of(n)) / batch_size)

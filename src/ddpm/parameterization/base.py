@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
-from ddpm.process import Process
+from ddpm.process import Coefficients, Process
 from ddpm.tables import Affine, over_time
 
 
@@ -21,22 +21,22 @@ class Parameterization(ABC):
     """y_t = a_t x_0 + b_t x_t."""
 
     @abstractmethod
-    def coefficients(self, process: Process) -> tuple[Tensor, Tensor]:
-        """a_t and b_t for t = 1..T of an original (not respaced) process, float64, each of shape (T,)."""
+    def coefficients(self, at: Coefficients) -> tuple[Tensor, Tensor]:
+        """a_t and b_t at some times, from the tables of the process that the network is trained on, float64, (S,)."""
 
-    def tables(self, process: Process) -> tuple[Tensor, Tensor]:
-        """a and b over the times 0..T of `process`, read from the process that the network was trained on."""
-        a, b = self.coefficients(process.origin)
-        return over_time(a)[process.times], over_time(b)[process.times]
+    def map_to(self, other: "Parameterization", at: Coefficients) -> tuple[Tensor, Tensor]:
+        """k_y and k_x of y' = k_y y + k_x x_t, this prediction expressed in another parameterization, each (S,)."""
+        (a, b), (a_other, b_other) = self.coefficients(at), other.coefficients(at)
+        ratio = a_other / a
+        return ratio, b_other - ratio * b
 
     def to(self, other: "Parameterization", process: Process) -> Affine:
-        """(y, x_t) -> y', this prediction expressed in another parameterization."""
-        (a, b), (a_other, b_other) = self.tables(process), other.tables(process)
-        ratio = a_other / a
-        return Affine(ratio, b_other - ratio * b)
+        """(y, x_t) -> y' at the times of a chain, read from the process that the network was trained on."""
+        k_y, k_x = self.map_to(other, process.origin.coefficients(process.times[1:]))
+        return Affine(over_time(k_y), over_time(k_x))
 
     def to_mean(self, process: Process) -> Affine:
         """(y, x_t) -> the mean of p(x_{t-1} | x_t)."""
-        a, b = self.tables(process)
-        ratio = process.c_0 / a
-        return Affine(ratio, process.c_t - ratio * b)
+        a, b = self.coefficients(process.origin.coefficients(process.times[1:]))
+        ratio = process.c_0[1:] / a
+        return Affine(over_time(ratio), over_time(process.c_t[1:] - ratio * b))

@@ -3,12 +3,11 @@
 from torch import Tensor
 
 from ddpm.parameterization.base import Parameterization
-from ddpm.process import Process
+from ddpm.process import Coefficients
 
 
 class Eps(Parameterization):
     """eps = (x_t - sqrt(alpha_bar) x_0) / sqrt(1 - alpha_bar)."""
 
-    def coefficients(self, process: Process) -> tuple[Tensor, Tensor]:
-        sigma = process.sigma[1:]
-        return -process.sqrt_alpha_bar[1:] / sigma, 1 / sigma
+    def coefficients(self, at: Coefficients) -> tuple[Tensor, Tensor]:
+        return -at.sqrt_alpha_bar / at.sigma, 1 / at.sigma

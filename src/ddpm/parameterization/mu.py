@@ -3,11 +3,11 @@
 from torch import Tensor
 
 from ddpm.parameterization.base import Parameterization
-from ddpm.process import Process
+from ddpm.process import Coefficients
 
 
 class Mu(Parameterization):
     """mu_tilde = c_0 x_0 + c_t x_t, Eq. 7."""
 
-    def coefficients(self, process: Process) -> tuple[Tensor, Tensor]:
-        return process.c_0[1:], process.c_t[1:]
+    def coefficients(self, at: Coefficients) -> tuple[Tensor, Tensor]:
+        return at.c_0, at.c_t

@@ -3,12 +3,11 @@
 from torch import Tensor
 
 from ddpm.parameterization.base import Parameterization
-from ddpm.process import Process
+from ddpm.process import Coefficients
 
 
 class V(Parameterization):
     """v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0 = (sqrt(alpha_bar) x_t - x_0) / sqrt(1 - alpha_bar)."""
 
-    def coefficients(self, process: Process) -> tuple[Tensor, Tensor]:
-        sigma = process.sigma[1:]
-        return -1 / sigma, process.sqrt_alpha_bar[1:] / sigma
+    def coefficients(self, at: Coefficients) -> tuple[Tensor, Tensor]:
+        return -1 / at.sigma, at.sqrt_alpha_bar / at.sigma

@@ -4,12 +4,11 @@ import torch
 from torch import Tensor
 
 from ddpm.parameterization.base import Parameterization
-from ddpm.process import Process
+from ddpm.process import Coefficients
 
 
 class X0(Parameterization):
     """x_0 itself."""
 
-    def coefficients(self, process: Process) -> tuple[Tensor, Tensor]:
-        one = torch.ones_like(process.sigma[1:])
-        return one, torch.zeros_like(one)
+    def coefficients(self, at: Coefficients) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(at.sigma), torch.zeros_like(at.sigma)

@@ -7,7 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ddpm import spacing
 from ddpm.diffusion import Diffusion
+from ddpm.prediction import Prediction
+
+Noise = Callable[[int], Tensor]
+"""Step -> standard normal, shape (B, C, H, W); no step is drawn twice. x_T is that of step 0, for any T."""
 
 
 class State(NamedTuple):
@@ -28,32 +33,56 @@ class Sampler(ABC):
     """Draws samples with the readings of a Diffusion, whatever its parameterization and variance.
 
     Args:
-        steps: length of the chain, at most the trained one; None for all of it.
+        steps: length of the chain, at most the trained one; None for as many.
         clip: clip x^_0 to [-1, 1].
+        spacing: which times the chain visits, a name in `spacing.SPACINGS`.
     """
 
-    def __init__(self, steps: int | None = None, clip: bool = True) -> None:
+    def __init__(self, steps: int | None = None, clip: bool = True, spacing: str = "uniform") -> None:
         if steps is not None and steps < 1:
             raise ValueError(f"steps must be at least 1, or null for the whole chain, got {steps}")
+        check_spacing(spacing)
         self.steps = steps
         self.clip = clip
+        self.spacing = spacing
 
     @abstractmethod
-    def trajectory(self, diffusion: Diffusion, noise: Callable[[int], Tensor]) -> Iterator[State]:
+    def move(self, chain: Diffusion, at: Prediction, step: int, noise: Noise, before: State | None) -> Tensor:
+        """From x_step to x_{step-1}.
+
+        Args:
+            chain: the model on the chain that is sampled.
+            at: the prediction at x_step, `at.x_t`.
+            step: time in the chain, T..1.
+            noise: may be drawn at `step`; at T + step, 2 T + step, ... too if one draw is not enough.
+            before: the state that x_step was reached with; None at the start.
+        """
+
+    def evaluations(self, T: int) -> int:
+        """Evaluations of the network for a chain of T steps."""
+        return T
+
+    def trajectory(
+        self, diffusion: Diffusion, noise: Noise, start: tuple[int, Tensor] | None = None
+    ) -> Iterator[State]:
         """The states after each step, from the noisiest to step 0.
 
         Args:
             diffusion: the model, in evaluation mode.
-            noise: step -> standard normal, shape (B, C, H, W); each step is drawn once, x_T from step T + 1.
+            noise: step -> standard normal, shape (B, C, H, W).
+            start: a time of the sampler's chain and the noisy images there; None for pure noise at T.
         """
+        chain = self.chain(diffusion)
+        first, x = start or (chain.T, noise(0))
+        state = None
+        for step in range(first, 0, -1):
+            at = chain.predict(x, torch.full((len(x),), step, device=x.device), self.clip)
+            x = self.move(chain, at, step, noise, state)
+            state = State(step - 1, x, at.x_0)
+            yield state
 
     @torch.inference_mode()
-    def sample(
-        self,
-        diffusion: Diffusion,
-        noise: Callable[[int], Tensor],
-        on_step: Callable[[], None] = lambda: None,
-    ) -> Tensor:
+    def sample(self, diffusion: Diffusion, noise: Noise, on_step: Callable[[], None] = lambda: None) -> Tensor:
         """Samples, about in [-1, 1], shape (B, C, H, W).
 
         Args:
@@ -68,4 +97,13 @@ class Sampler(ABC):
 
     def chain(self, diffusion: Diffusion) -> Diffusion:
         """The model on the chain that is sampled."""
-        return diffusion if self.steps is None else diffusion.respace(self.steps)
+        if self.steps is None and self.spacing == "uniform":
+            return diffusion
+        times = spacing.SPACINGS[self.spacing](diffusion.process, self.steps or diffusion.T)
+        return diffusion.respace(times)
+
+
+def check_spacing(name: str) -> None:
+    """Raises ValueError unless there is such a spacing."""
+    if name not in spacing.SPACINGS:
+        raise ValueError(f"spacing must be one of {', '.join(spacing.SPACINGS)}, got {name!r}")

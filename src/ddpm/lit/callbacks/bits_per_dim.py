@@ -1,37 +1,46 @@
 """Bits/dim during training."""
 
-import math
-
 import lightning
 
 from ddpm.lit.callbacks.periodic import Periodic
 from ddpm.lit.module import DDPM
-from ddpm.metrics.nll import bound_of
-from ddpm.progress import Steps
+from ddpm.metrics.nll import sampled
 from ddpm.share import Share
 
 
 class BitsPerDim(Periodic):
     """The bound of Eq. 5 on the first test images, with its terms, by the averaged weights.
 
-    The noise of image i at time t is a function of (seed, i, t), so that values can be compared from step to step
-    and from run to run.
+    A few times are evaluated for each image, by importance. The noise of image i at time t is a function of
+    (seed, i, t) and the images are the same every time, so that values can be compared from step to step and from run
+    to run.
 
     Args:
         every_n_steps: steps between two evaluations; None for the end alone.
         n_images: number of test images, of all processes together; None for all.
+        evaluations: of the network for each image, at least 3.
         batch_size: images at a time on one process.
         clip: clip x^_0 to [-1, 1].
         seed: of the noise.
     """
 
-    def __init__(self, every_n_steps: int | None, n_images: int | None, batch_size: int, clip: bool, seed: int) -> None:
+    def __init__(
+        self,
+        every_n_steps: int | None,
+        n_images: int | None,
+        evaluations: int,
+        batch_size: int,
+        clip: bool,
+        seed: int,
+    ) -> None:
         super().__init__(every_n_steps)
-        if (n_images is not None and n_images < 1) or batch_size < 1:
+        if (n_images is not None and n_images < 1) or batch_size < 1 or evaluations < 3:
             raise ValueError(
-                f"callbacks.bits_per_dim needs n_images and batch_size of at least 1, got {n_images}, {batch_size}"
+                f"callbacks.bits_per_dim needs n_images and batch_size of at least 1 and evaluations of at least 3, "
+                f"got {n_images}, {batch_size} and {evaluations}"
             )
         self.n_images = n_images
+        self.evaluations = evaluations
         self.batch_size = batch_size
         self.clip = clip
         self.seed = seed
@@ -45,8 +54,16 @@ class BitsPerDim(Periodic):
     def run(self, trainer: lightning.Trainer, module: DDPM) -> None:
         images = trainer.datamodule.test  # type: ignore[attr-defined]
         n = min(len(images), self.n_images or len(images))
-        share = Share(trainer.global_rank, trainer.world_size)
-        total = math.ceil(len(share.of(n)) / self.batch_size) * module.diffusion.T
-        with Steps("bits/dim", total, trainer.is_global_zero) as progress:
-            bound = bound_of(module.averaged, images, n, self.seed, self.batch_size, self.clip, share, progress)
-        self.record(trainer, module, bound.summary() | {"bits_per_dim_n": n})
+        bound = sampled(
+            module.averaged,
+            images,
+            n,
+            self.seed,
+            self.batch_size,
+            self.evaluations,
+            self.clip,
+            Share(trainer.global_rank, trainer.world_size),
+            trainer.is_global_zero,
+        )
+        found = {name: value for name, value in bound.summary().items() if value is not None}
+        self.record(trainer, module, found | {"bits_per_dim_n": n})

@@ -1,0 +1,1 @@
+"""What evaluate.py computes: one file for each part of its result."""

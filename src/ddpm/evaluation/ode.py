@@ -1,0 +1,63 @@
+"""The likelihood of the probability-flow ODE, Song et al. 2021, section 4.3."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddpm import ode
+from ddpm.data.scaling import to_unit
+from ddpm.evaluation.subject import Subject
+from ddpm.noise import IndexedNoise, Stream
+from ddpm.progress import Steps
+
+DIVERGENCES = ("hutchinson", "exact")
+
+
+def prepare(subject: Subject) -> Callable[[Path], dict[str, Any]]:
+    """Check the options; what is returned solves the ODE for each batch."""
+    cfg, model = subject.cfg, subject.model
+    options = cfg.ode
+    if options.divergence not in DIVERGENCES:
+        raise ValueError(f"ode.divergence must be {' or '.join(DIVERGENCES)}, got {options.divergence!r}")
+    if options.rtol <= 0 or options.atol <= 0:
+        raise ValueError(f"ode.rtol and ode.atol must be above 0, got {options.rtol} and {options.atol}")
+    if model.T < 2:
+        raise ValueError("the probability-flow ODE needs a chain of at least 2 steps")
+    n = subject.images(options.n_images)
+
+    def run(folder: Path) -> dict[str, Any]:
+        shape, device = subject.source.shape, model.process.times.device
+        dims = math.prod(shape)
+        bits, evaluations = [], []
+        for index in torch.split(torch.arange(n), cfg.batch_size):
+            uniform, signs = (
+                IndexedNoise(subject.seed, stream, index, shape, device)
+                for stream in (Stream.DEQUANTISATION, Stream.PROBE)
+            )
+            x_0 = to_unit(subject.split.pixels(index), model.levels).to(device)
+            x = ode.dequantise(x_0, uniform.uniform(0), model.levels)
+            divergence = ode.exact if options.divergence == "exact" else ode.hutchinson(signs(0).sign())
+            with Steps(f"ODE, image {int(index[0]) + 1} of {n}", None) as steps:
+                found = ode.log_density(model, x, divergence, options.rtol, options.atol, steps)
+            bits.append(ode.code_length(found.log_p, dims, model.levels))
+            evaluations.append(found.evaluations)
+        each = torch.cat(bits)
+        return {
+            "bits_per_dim": float(each.mean()),
+            "standard_error": float(each.std()) / n**0.5 if n > 1 else None,
+            "n": n,
+            "unit": "bits/dim",
+            "split": cfg.split,
+            "levels": model.levels,
+            "evaluations": sum(evaluations) / len(evaluations),
+            "divergence": options.divergence,
+            "dequantisation": "uniform over each grey level's bin",
+            "density": "of x_1, the least noise that the network knows",
+            "solver": f"scipy RK45, rtol {options.rtol:g}, atol {options.atol:g}",
+            "dtype": "float32",
+        }
+
+    return run

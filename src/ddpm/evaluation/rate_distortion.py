@@ -1,0 +1,75 @@
+"""Progressive coding and generation, Ho et al. 2020, section 4.3."""
+
+import csv
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ddpm import build, plots, progressive
+from ddpm.data.scaling import as_uint8, to_pixels
+from ddpm.evaluation.nll import chain, choices, full_bound
+from ddpm.evaluation.subject import Subject
+from ddpm.noise import IndexedNoise, Stream
+from ddpm.progress import Steps
+from ddpm.rate_distortion import rate_distortion
+
+ROWS = 10
+"""Of the table; the CSV file has all."""
+FRACTIONS = (1.0, 0.75, 0.5, 0.25)
+SAMPLES = 8
+PREDICTIONS = 11
+
+
+def prepare(subject: Subject) -> Callable[[Path], dict[str, Any]]:
+    """Check the options; what is returned computes the curve and draws it, and progressive generation."""
+    cfg = subject.cfg
+    model = chain(subject)
+    n = subject.images(cfg.rate_distortion.n_images)
+    sampler = build.sampler(subject.config["sampler"] if cfg.sampler is None else cfg.sampler, subject.model.T)
+
+    def run(folder: Path) -> dict[str, Any]:
+        curve = rate_distortion(full_bound(subject, n))
+        T = model.T
+        rows = [
+            {"steps": steps, "t": T - steps + 1, "rate": rate, "rmse": rmse}
+            for steps, rate, rmse in zip(*(each.tolist() for each in curve), strict=True)
+        ]
+        with (folder / "rate_distortion.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        plots.save(plots.rate_distortion(curve), folder / "rate_distortion.png")
+        _pictures(subject, sampler, folder)
+        table = sorted({math.ceil(T * i / ROWS) for i in range(1, ROWS + 1)}, reverse=True)
+        return {
+            "table": [rows[steps - 1] for steps in table],
+            "n": n,
+            **choices(subject, model),
+            "rmse": "root of the mean over images and dimensions, of x^_0 clipped to [-1, 1], on a scale of 0..255",
+        }
+
+    return run
+
+
+def _pictures(subject: Subject, sampler: Any, folder: Path) -> None:
+    model, shape = subject.model, subject.source.shape
+    length = sampler.chain(model).T
+    noise = IndexedNoise(subject.seed, Stream.SAMPLES, range(SAMPLES), shape, model.process.times.device)
+    with Steps("progressive generation", round(length * (2 + sum(FRACTIONS)))) as steps:
+        along = progressive.predictions(model, sampler, noise, PREDICTIONS, steps)
+        sharing = progressive.sharing(model, sampler, shape, subject.seed, FRACTIONS, SAMPLES, steps)
+    times = sampler.chain(model).process.times
+    shown = [f"{float(times[step + 1]):g}" for step in progressive.evenly(length - 1, PREDICTIONS)]
+    pictures = {
+        "predictions.png": (along, shown[:-1] + ["sample"], None, r"$\hat{x}_0$ predicted from $x_t$, t ="),
+        "sharing.png": (
+            sharing,
+            ["$x_t$", *[""] * SAMPLES],
+            [f"{float(times[max(1, round(f * length))]):g}" for f in FRACTIONS],
+            "samples that share $x_t$, t at the left",
+        ),
+    }
+    for name, (tiles, columns, rows, title) in pictures.items():
+        pixels = as_uint8(to_pixels(tiles, model.levels), model.levels).cpu()
+        plots.save(plots.tiles(pixels, columns, rows, title), folder / name)
