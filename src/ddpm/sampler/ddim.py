@@ -1,0 +1,33 @@
+"""Denoising diffusion implicit models, Song, Meng & Ermon 2021."""
+
+from torch import Tensor
+
+from ddpm.diffusion import Diffusion
+from ddpm.prediction import Prediction
+from ddpm.sampler.base import Noise, Sampler, State
+
+
+class DDIM(Sampler):
+    """x_{t-1} = sqrt(alpha_bar') x^_0 + sqrt(1 - alpha_bar' - s^2) eps + s z, s^2 = eta^2 beta_tilde_t (Eq. 12).
+
+    Deterministic for eta = 0, ancestral sampling with fixed_small for eta = 1.
+
+    Args:
+        eta: in [0, 1].
+        others: as in `Sampler`.
+    """
+
+    def __init__(self, steps: int | None = None, clip: bool = True, spacing: str = "uniform", eta: float = 0.0) -> None:
+        super().__init__(steps, clip, spacing)
+        if not 0 <= eta <= 1:
+            raise ValueError(f"eta must be in [0, 1], got {eta}; 0 is deterministic, 1 ancestral")
+        self.eta = eta
+
+    def move(self, chain: Diffusion, at: Prediction, step: int, noise: Noise, before: State | None) -> Tensor:
+        if step == 1:
+            return at.x_0
+        process = chain.process
+        s = self.eta * (0.5 * process.log_beta_tilde[step]).exp()
+        along = (process.sigma[step - 1] ** 2 - s**2).clamp(min=0).sqrt()
+        x = process.sqrt_alpha_bar[step - 1] * at.x_0 + along * at.eps
+        return x + s * noise(step) if self.eta > 0 else x

@@ -1,0 +1,54 @@
+"""DPM-Solver++ with two steps of memory, Lu et al. 2022, and its form for the reverse SDE."""
+
+import torch
+from torch import Tensor
+
+from ddpm.diffusion import Diffusion
+from ddpm.prediction import Prediction
+from ddpm.sampler.base import Noise, Sampler, State
+
+
+class DPMSolver(Sampler):
+    """Exponential integrator over lambda = log(sqrt(alpha_bar) / sigma), with h the step and alpha = sqrt(alpha_bar).
+
+        x' = (sigma' / sigma) x - alpha' (e^-h - 1) D                                       the ODE, Algorithm 2
+        x' = (sigma' / sigma) e^-h x + alpha' (1 - e^-2h) D + sigma' sqrt(1 - e^-2h) z      the SDE
+
+    D is x^_0 (order 1), or x^_0 extrapolated from the step before by half a step (order 2).
+
+    Args:
+        order: 1 or 2.
+        stochastic: solve the SDE.
+        others: as in `Sampler`.
+    """
+
+    def __init__(
+        self,
+        steps: int | None = None,
+        clip: bool = True,
+        spacing: str = "log_snr",
+        order: int = 2,
+        stochastic: bool = False,
+    ) -> None:
+        super().__init__(steps, clip, spacing)
+        if order not in (1, 2):
+            raise ValueError(f"order must be 1 or 2, got {order}")
+        self.order = order
+        self.stochastic = stochastic
+
+    def move(self, chain: Diffusion, at: Prediction, step: int, noise: Noise, before: State | None) -> Tensor:
+        if step == 1:
+            return at.x_0  # sigma' = 0
+        process = chain.process
+        half_log_snr = 0.5 * process.snr.log()
+        h = half_log_snr[step - 1] - half_log_snr[step]
+        alpha, sigma = process.sqrt_alpha_bar[step - 1], process.sigma[step - 1]
+        decay = sigma / process.sigma[step]
+        x_0 = at.x_0
+        if self.order == 2 and before is not None:
+            h_before = half_log_snr[step] - half_log_snr[step + 1]
+            x_0 = x_0 + 0.5 * h / h_before * (x_0 - before.x_0)
+        if self.stochastic:
+            fresh = -torch.expm1(-2 * h)
+            return decay * torch.exp(-h) * at.x_t + alpha * fresh * x_0 + sigma * fresh.sqrt() * noise(step)
+        return decay * at.x_t - alpha * torch.expm1(-h) * x_0
