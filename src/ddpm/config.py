@@ -106,7 +106,13 @@ class SampleConfig:
     """What sample.py is given."""
 
     ckpt: str = MISSING
+    task: str = "grid"
     n: int = 64
+    points: int = 11
+    images: list[int] = field(default_factory=lambda: [0, 1])
+    depth: int | None = None
+    split: str = "test"
+    data_root: str | None = None
     weights: str = "ema"
     batch_size: int = 256
     seed: int | None = None

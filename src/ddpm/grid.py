@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -33,12 +34,24 @@ def grid(images: Tensor, columns: int | None = None, least_width: int = 512, gap
     return picture
 
 
+def save_gif(images: Sequence[Tensor], path: Path, seconds: float = 4.0) -> Path:
+    """Write a moving picture of uint8 images (1 or 3, H, W) that rests on the last one; returns its path."""
+    frames = [_picture(image) for image in images]
+    each = max(20, round(1000 * seconds / len(frames)))
+    durations = [each] * (len(frames) - 1) + [1500]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    return path
+
+
 def save_png(image: Tensor, path: Path) -> Path:
     """Write one image, uint8, shape (1 or 3, H, W), through a temporary file; returns its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    array = image.permute(1, 2, 0).numpy()
-    picture = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
     temporary = path.with_suffix(".tmp")
-    picture.save(temporary, format="PNG")
+    _picture(image).save(temporary, format="PNG")
     os.replace(temporary, path)
     return path
+
+
+def _picture(image: Tensor) -> Image.Image:
+    array = image.permute(1, 2, 0).numpy()
+    return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)

@@ -102,24 +102,77 @@ def log_density(
     """
     n = len(x)
 
-    def right_hand_side(log_snr: float, state: np.ndarray) -> np.ndarray:
+    def change(log_snr: float, state: np.ndarray) -> np.ndarray:
         with torch.inference_mode(False), torch.enable_grad():
-            here = torch.from_numpy(state[:-n]).to(x).reshape(x.shape).requires_grad_()
+            here = _tensor(state[:-n], x).requires_grad_()
             f = velocity(diffusion, here, log_snr)
             div = divergence(here, f)
         on_step()
-        return np.concatenate([f.detach().cpu().double().numpy().ravel(), div.detach().cpu().double().numpy()])
+        return np.concatenate([_vector(f), _vector(div)])
 
+    end, evaluations = _solve(change, np.concatenate([_vector(x), np.zeros(n)]), _ends(diffusion, x), rtol, atol)
+    latent = torch.from_numpy(end[:-n]).reshape(x.shape)
+    normal = -0.5 * (latent**2 + np.log(2 * np.pi)).flatten(1).sum(1)
+    return Density(normal + torch.from_numpy(end[-n:]), latent.to(x), evaluations)
+
+
+def carry(
+    diffusion: Diffusion,
+    x: Tensor,
+    backwards: bool = False,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    on_step: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """Images at t = 1 carried by the flow to their latents at T, or latents back to images.
+
+    Args:
+        diffusion: the model, in evaluation mode.
+        x: images, or latents, shape (B, C, H, W).
+        backwards: from T to 1.
+        rtol: relative tolerance of the solver.
+        atol: absolute tolerance of the solver.
+        on_step: called after each evaluation.
+    """
+
+    def change(log_snr: float, state: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            f = velocity(diffusion, _tensor(state, x), log_snr)
+        on_step()
+        return _vector(f)
+
+    first, last = _ends(diffusion, x)
+    end, _ = _solve(change, _vector(x), (last, first) if backwards else (first, last), rtol, atol)
+    return _tensor(end, x)
+
+
+def _ends(diffusion: Diffusion, x: Tensor) -> tuple[float, float]:
+    """The log-SNR at t = 1 and at T."""
     process = diffusion.process.origin
     first, last = process.log_snr(torch.tensor([1, process.T], device=x.device)).tolist()
-    start = np.concatenate([x.detach().cpu().double().numpy().ravel(), np.zeros(n)])
-    solved = solve_ivp(right_hand_side, (first, last), start, method="RK45", rtol=rtol, atol=atol)
+    return first, last
+
+
+def _solve(
+    change: Callable[[float, np.ndarray], np.ndarray],
+    start: np.ndarray,
+    span: tuple[float, float],
+    rtol: float,
+    atol: float,
+) -> tuple[np.ndarray, int]:
+    """The state at the end of the span, and the number of evaluations."""
+    solved = solve_ivp(change, span, start, method="RK45", rtol=rtol, atol=atol)
     if not solved.success:
         raise ValueError(f"the probability-flow ODE could not be solved: {solved.message}; raise rtol and atol")
-    end = torch.from_numpy(solved.y[:, -1])
-    latent, change = end[:-n].reshape(x.shape), end[-n:]
-    normal = -0.5 * (latent**2 + np.log(2 * np.pi)).flatten(1).sum(1)
-    return Density(normal + change, latent.to(x), solved.nfev)
+    return solved.y[:, -1], solved.nfev
+
+
+def _vector(x: Tensor) -> np.ndarray:
+    return x.detach().cpu().double().numpy().ravel()
+
+
+def _tensor(state: np.ndarray, like: Tensor) -> Tensor:
+    return torch.from_numpy(state).to(like).reshape(like.shape)
 
 
 def dequantise(x_0: Tensor, uniform: Tensor, levels: int) -> Tensor:

@@ -7,7 +7,8 @@ import pytest
 import ddpm
 
 ROOT = Path(ddpm.__file__).parent
-EDGE = {"lit", "metrics", "build", "checkpoint", "cli", "config", "evaluate", "sample", "datamodule", "evaluation"}
+FOLDERS = {"lit", "metrics", "evaluation", "tasks"}
+EDGE = FOLDERS | {"build", "checkpoint", "cli", "config", "evaluate", "sample", "datamodule"}
 
 
 def mathematics():

@@ -7,6 +7,7 @@ import torch
 from conftest import continuous, diffusion_of
 from scipy.stats import kstest
 
+from ddpm.interpolation import interpolate, slerp
 from ddpm.noise import IndexedNoise, Stream
 from ddpm.parameterization.eps import Eps
 from ddpm.parameterization.mu import Mu
@@ -262,3 +263,36 @@ def test_options_out_of_range_are_explained():
         Langevin(inner=0)
     with pytest.raises(ValueError, match="spacing must be one of uniform, quadratic, trailing, log_snr, karras"):
         Heun(spacing="even")
+
+
+@pytest.mark.parametrize("sampler", SHORT + [DDIM(12)], ids=label)
+def test_deterministic_samplers_are_those_that_draw_nothing_on_the_way(sampler):
+    drawn = []
+    sampler.sample(diffusion_of(denoise), lambda step: drawn.append(step) or image_noise()(step))
+    assert sampler.deterministic == (drawn == [0])
+
+
+def test_slerp_stays_on_the_sphere_and_meets_both_ends():
+    a, b = image_noise(2)(0)
+    points = slerp(a, b, torch.linspace(0, 1, 5))
+    assert torch.allclose(points[0], a)
+    assert torch.allclose(points[-1], b)
+    a, b = a / a.norm(), b / b.norm()
+    points = slerp(a, b, torch.linspace(0, 1, 5))
+    assert torch.allclose(points.flatten(1).norm(dim=1), torch.ones(5, dtype=torch.float64))
+    angles = (points[:-1] * points[1:]).flatten(1).sum(1).acos()
+    assert torch.allclose(angles, angles[:1].expand(4))
+    assert torch.allclose(slerp(a, a, torch.tensor([0.3])), a)
+
+
+def test_interpolation_decodes_the_mixture_of_what_shares_its_noise():
+    model, noise = diffusion_of(denoise), image_noise(1)
+    a, b = torch.zeros(2, 1, 4, 4, dtype=torch.float64) + torch.tensor([0.7, -0.4]).view(2, 1, 1, 1)
+    sampler, weight = DDIM(10), torch.tensor([0.0, 0.25, 1.0])
+    found = interpolate(model, sampler, a, b, 6, weight, noise)
+    process = sampler.chain(model).process
+    t = torch.tensor([6])
+    one, other = (process.diffuse(x[None], t, noise(0)) for x in (a, b))
+    for w, x in zip(weight.tolist(), found, strict=True):
+        *_, last = sampler.trajectory(model, noise, (6, (1 - w) * one + w * other))
+        assert torch.allclose(x, last.x[0], atol=1e-10)

@@ -46,6 +46,11 @@ class Sampler(ABC):
         self.clip = clip
         self.spacing = spacing
 
+    @property
+    def deterministic(self) -> bool:
+        """Whether x_T alone decides the sample."""
+        return False
+
     @abstractmethod
     def move(self, chain: Diffusion, at: Prediction, step: int, noise: Noise, before: State | None) -> Tensor:
         """From x_step to x_{step-1}.

@@ -23,6 +23,10 @@ class DDIM(Sampler):
             raise ValueError(f"eta must be in [0, 1], got {eta}; 0 is deterministic, 1 ancestral")
         self.eta = eta
 
+    @property
+    def deterministic(self) -> bool:
+        return self.eta == 0
+
     def move(self, chain: Diffusion, at: Prediction, step: int, noise: Noise, before: State | None) -> Tensor:
         if step == 1:
             return at.x_0

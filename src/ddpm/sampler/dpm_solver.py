@@ -36,6 +36,10 @@ class DPMSolver(Sampler):
         self.order = order
         self.stochastic = stochastic
 
+    @property
+    def deterministic(self) -> bool:
+        return not self.stochastic
+
     def move(self, chain: Diffusion, at: Prediction, step: int, noise: Noise, before: State | None) -> Tensor:
         if step == 1:
             return at.x_0  # sigma' = 0

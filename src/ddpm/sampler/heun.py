@@ -17,6 +17,10 @@ class Heun(Sampler):
     def evaluations(self, T: int) -> int:
         return 2 * T - 1
 
+    @property
+    def deterministic(self) -> bool:
+        return True
+
     def move(self, chain: Diffusion, at: Prediction, step: int, noise: Noise, before: State | None) -> Tensor:
         if step == 1:
             return at.x_0

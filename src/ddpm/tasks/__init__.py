@@ -1,0 +1,1 @@
+"""What sample.py does: one file for each task."""

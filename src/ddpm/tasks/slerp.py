@@ -1,0 +1,36 @@
+"""Between the latents of two samples, for samplers that draw no noise on the way."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ddpm import plots
+from ddpm.interpolation import slerp
+from ddpm.progress import Steps
+from ddpm.tasks.job import Job, pairs, weights
+
+
+def prepare(job: Job) -> Callable[[Path], None]:
+    """Check the options; what is returned writes a row for each pair of samples."""
+    weight, chosen = weights(job.cfg.points), pairs(job.cfg.images)
+    if not job.sampler.deterministic:
+        raise ValueError("task=slerp needs a deterministic sampler, such as sampler=ddim, dpm_solver, heun or euler")
+
+    def run(folder: Path) -> None:
+        rows = []
+        with Steps("sampling", len(chosen) * job.sampler.chain(job.model).T) as steps:
+            for i, j in chosen:
+                a, b = job.noise([i, j])(0)
+                between = slerp(a, b, weight)
+
+                def start(step: int, between: Tensor = between) -> Tensor:
+                    return between
+
+                rows.append(job.sampler.sample(job.model, start, steps))
+        columns = [f"{w:.2f}" for w in weight.tolist()]
+        labels = [f"{i}, {j}" for i, j in chosen]
+        plots.save(plots.tiles(job.grey(torch.stack(rows)), columns, labels, "between latents"), folder / "slerp.png")
+
+    return run
