@@ -6,12 +6,14 @@ from conftest import diffusion_of
 from torch.distributions import Normal
 
 from ddpm import elbo
+from ddpm.gaussian import bits_per_dim
 from ddpm.noise import IndexedNoise, Stream
 from ddpm.parameterization.eps import Eps
 from ddpm.parameterization.mu import Mu
 from ddpm.parameterization.v import V
 from ddpm.parameterization.x0 import X0
 from ddpm.process import Process
+from ddpm.sampled_bound import pilot, proposal, sampled_bound
 from ddpm.sampler.ancestral import Ancestral
 from ddpm.schedule.linear import Linear
 from ddpm.variance.fixed_large import FixedLarge
@@ -72,15 +74,13 @@ def test_fixed_variances_sample_the_gaussian_that_their_affine_chain_implies(cha
     assert x.var().item() == pytest.approx(var, abs=4 * var * (2 / n) ** 0.5)
 
 
-@pytest.mark.parametrize("variance", [FixedSmall(), FixedLarge(), Learned()])
-@pytest.mark.parametrize("parameterization", [Eps(), Mu(), X0(), V()])
-def test_bound_on_gaussian_data_agrees_with_its_closed_form(chain, parameterization, variance):
-    model = optimal(chain, parameterization, variance)
-    # The terms above L_0 are quadratic in x_0 and in the noise: two points with the right moments average them exactly.
-    x_0 = torch.tensor([MEAN + STD, MEAN + STD, MEAN - STD, MEAN - STD], dtype=torch.float64).view(4, 1, 1, 1)
-    noise = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64).view(4, 1, 1, 1)
-    bound = elbo.bound(model, x_0, lambda t: noise)
+# The terms above L_0 are quadratic in x_0 and in the noise: two points with the right moments average them exactly.
+POINTS = torch.tensor([MEAN + STD, MEAN + STD, MEAN - STD, MEAN - STD], dtype=torch.float64).view(4, 1, 1, 1)
+SIGNS = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64).view(4, 1, 1, 1)
 
+
+def closed_form(chain, variance):
+    """L_{t-1} of the optimal denoiser for t = 1..T (but L_0), and L_T, nats."""
     beta, alpha_bar = chain.beta[1:], chain.alpha_bar[1:]
     before = torch.cat([torch.ones(1), alpha_bar[:-1]])
     small = beta * (1 - before) / (1 - alpha_bar)
@@ -88,12 +88,33 @@ def test_bound_on_gaussian_data_agrees_with_its_closed_form(chain, parameterizat
     left = STD**2 * (1 - alpha_bar) / (alpha_bar * STD**2 + 1 - alpha_bar)
     c_0 = before.sqrt() * beta / (1 - alpha_bar)
     sigma_2 = {FixedSmall: small, FixedLarge: beta, Learned: small + c_0**2 * left}[type(variance)]
-    expected = 0.5 * (small / sigma_2 - 1 - (small / sigma_2).log() + c_0**2 * left / sigma_2)
-    assert torch.allclose(bound.terms.mean(0)[1:], expected[1:], rtol=1e-9)
-
+    terms = 0.5 * (small / sigma_2 - 1 - (small / sigma_2).log() + c_0**2 * left / sigma_2)
     end, second_moment = alpha_bar[-1], MEAN**2 + STD**2
-    prior = 0.5 * (end * second_moment + (1 - end) - 1 - (1 - end).log())
+    return terms, 0.5 * (end * second_moment + (1 - end) - 1 - (1 - end).log())
+
+
+@pytest.mark.parametrize("variance", [FixedSmall(), FixedLarge(), Learned()])
+@pytest.mark.parametrize("parameterization", [Eps(), Mu(), X0(), V()])
+def test_bound_on_gaussian_data_agrees_with_its_closed_form(chain, parameterization, variance):
+    bound = elbo.bound(optimal(chain, parameterization, variance), POINTS, lambda t: SIGNS)
+    terms, prior = closed_form(chain, variance)
+    assert torch.allclose(bound.terms.mean(0)[1:], terms[1:], rtol=1e-9)
     assert bound.prior.mean().item() == pytest.approx(prior.item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("variance", [FixedSmall(), FixedLarge()])
+def test_interval_of_the_sampled_bound_covers_the_closed_form_on_gaussian_data(chain, variance):
+    model, copies = optimal(chain, variance=variance), 16
+    x_0, signs = POINTS.repeat(copies, 1, 1, 1), SIGNS.repeat(copies, 1, 1, 1)
+    terms, prior = closed_form(chain, variance)
+    rate = bits_per_dim(terms[1:].sum() + prior, 1).item()
+    chosen = proposal(pilot(model, POINTS, lambda t: SIGNS), 10)
+    covered = 0
+    for seed in range(100):
+        uniform = torch.rand(len(x_0), chosen.drawn, generator=torch.Generator().manual_seed(seed))
+        found = sampled_bound(model, x_0, lambda t: signs, chosen, uniform).summary()
+        covered += abs(found["rate"] - rate) < 1.96 * found["standard_error_times"]
+    assert 90 <= covered <= 100
 
 
 def test_decoder_on_gaussian_data_agrees_with_an_integral(chain):
@@ -116,9 +137,7 @@ def test_decoder_on_gaussian_data_agrees_with_an_integral(chain):
 
 def test_respaced_bound_has_the_closed_form_of_its_own_chain(chain):
     model = optimal(chain).respace(20)
-    x_0 = torch.tensor([MEAN + STD, MEAN + STD, MEAN - STD, MEAN - STD], dtype=torch.float64).view(4, 1)
-    noise = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64).view(4, 1)
-    bound = elbo.bound(model, x_0, lambda t: noise)
+    bound = elbo.bound(model, POINTS, lambda t: SIGNS)
     alpha_bar = chain.alpha_bar[model.process.times]
     snr = alpha_bar / (1 - alpha_bar)
     left = STD**2 * (1 - alpha_bar) / (alpha_bar * STD**2 + 1 - alpha_bar)
