@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +11,9 @@ import torch_fidelity
 from PIL import Image
 
 import ddpm.draw
-from ddpm import checkpoint, load
+from ddpm import build, checkpoint, load
 from ddpm.data.digits import Digits
-from ddpm.data.scaling import as_uint8
+from ddpm.data.scaling import as_uint8, to_pixels
 from ddpm.draw import draw
 from ddpm.evaluate import evaluate
 from ddpm.gaussian import Gaussian
@@ -319,6 +320,29 @@ def test_samples_do_not_depend_on_the_batch_size(drawn, run_entry, tmp_path, bat
     folder = run_entry("sample", "n=9", f"batch_size={batch_size}", f"output_dir='{tmp_path}'")
     level = 255 / 16
     assert np.abs(pixels(folder).astype(int) - pixels(drawn)).max() <= round(level) + 1
+
+
+SAMPLERS = sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / "sampler").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_draws_the_same_images_in_any_batch_and_can_be_evaluated(run, run_entry, compose, tmp_path, name):
+    model = load(run[0] / "last.ckpt")
+    node = compose("sample", "ckpt=none", f"sampler={name}", "sampler.steps=8").sampler
+    sampler = build.sampler(node, model.T)
+
+    def levels(batch_size):
+        parts = draw(model, sampler, (1, 8, 8), range(64), 3, batch_size)
+        return torch.cat([to_pixels(part.x, 17).int() for part in parts])
+
+    together = levels(64)
+    for batch_size in (1, 8):
+        assert (levels(batch_size) - together).abs().max() <= 1
+    options = (f"sampler={name}", "sampler.steps=4", "metrics=[fid]", "n_samples=16", f"output_dir='{tmp_path}'")
+    found = run_entry("evaluate", *options)["samples"]
+    assert (found["steps"], found["n"]) == (4, 16)
+    assert found["sampler"]["_target_"].startswith(f"ddpm.sampler.{name}.")
+    assert found["fid"] > 0
 
 
 def test_the_noise_of_a_sample_is_the_same_in_any_batch(run, monkeypatch):
