@@ -102,6 +102,15 @@ def test_velocity_at_a_trained_time_is_that_of_the_chain(images):
         assert torch.allclose(ode.velocity(model, images, log_snr.item()), expected, rtol=1e-7)
 
 
+@pytest.mark.parametrize("parameterization", [Eps(), Mu(), X0(), V()])
+@pytest.mark.parametrize("t", [1.4, 77.5, 999.5])
+def test_eps_between_trained_times_is_that_of_the_denoiser(images, parameterization, t):
+    process, t = Process(Linear().beta()), torch.tensor(t, dtype=torch.float64)
+    log_snr = process.log_snr(t)
+    expected = (images - torch.sigmoid(log_snr).sqrt() * curved(images, t)) / torch.sigmoid(-log_snr).sqrt()
+    assert torch.allclose(continuous(curved, process, parameterization).eps(images, t), expected, rtol=1e-7)
+
+
 def test_a_tighter_tolerance_costs_more_and_errs_less(images):
     process = Process(Linear().beta())
     errors, costs = [], []

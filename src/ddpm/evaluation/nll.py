@@ -53,7 +53,7 @@ def prepare(subject: Subject) -> Callable[[Path], dict[str, Any]]:
     if options.estimator == "sampled" and options.evaluations < 3:
         raise ValueError(f"nll.evaluations must be at least 3 for each image, got {options.evaluations}; 10 are usual")
     model = chain(subject)
-    n = subject.images(options.n_images)
+    n = subject.count(options.n_images)
 
     def run(folder: Path) -> dict[str, Any]:
         length: CodeLength

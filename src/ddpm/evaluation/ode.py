@@ -26,7 +26,7 @@ def prepare(subject: Subject) -> Callable[[Path], dict[str, Any]]:
         raise ValueError(f"ode.rtol and ode.atol must be above 0, got {options.rtol} and {options.atol}")
     if model.T < 2:
         raise ValueError("the probability-flow ODE needs a chain of at least 2 steps")
-    n = subject.images(options.n_images)
+    n = subject.count(options.n_images)
 
     def run(folder: Path) -> dict[str, Any]:
         shape, device = subject.source.shape, model.process.times.device

@@ -13,6 +13,7 @@ from ddpm.evaluation.subject import Subject
 from ddpm.noise import IndexedNoise, Stream
 from ddpm.progress import Steps
 from ddpm.rate_distortion import rate_distortion
+from ddpm.sampler.base import Sampler
 
 ROWS = 10
 """Of the table; the CSV file has all."""
@@ -25,7 +26,7 @@ def prepare(subject: Subject) -> Callable[[Path], dict[str, Any]]:
     """Check the options; what is returned computes the curve and draws it, and progressive generation."""
     cfg = subject.cfg
     model = chain(subject)
-    n = subject.images(cfg.rate_distortion.n_images)
+    n = subject.count(cfg.rate_distortion.n_images)
     sampler = build.sampler(subject.config["sampler"] if cfg.sampler is None else cfg.sampler, subject.model.T)
 
     def run(folder: Path) -> dict[str, Any]:
@@ -52,7 +53,7 @@ def prepare(subject: Subject) -> Callable[[Path], dict[str, Any]]:
     return run
 
 
-def _pictures(subject: Subject, sampler: Any, folder: Path) -> None:
+def _pictures(subject: Subject, sampler: Sampler, folder: Path) -> None:
     model, shape = subject.model, subject.source.shape
     length = sampler.chain(model).T
     noise = IndexedNoise(subject.seed, Stream.SAMPLES, range(SAMPLES), shape, model.process.times.device)

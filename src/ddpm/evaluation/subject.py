@@ -36,8 +36,8 @@ class Subject:
         """The images whose likelihood is asked for."""
         return self.train if self.cfg.split == "train" else self.test
 
-    def images(self, n: int | None) -> int:
-        """The first n images of the split, or all."""
+    def count(self, n: int | None) -> int:
+        """How many images of the split n asks for; None asks for all."""
         return len(self.split) if n is None else min(n, len(self.split))
 
 
