@@ -120,15 +120,17 @@ def write(options, rows, seed):
     lines.append(f"\nFID (wall time): N = {options.n}, seed {seed}, classifier features, {machine}.")
     (options.out / "samplers.md").write_text("\n".join(lines) + "\n")
 
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    for name in SAMPLERS:
+    for name, marker in zip(SAMPLERS, "os^vD<>PX*h", strict=True):
         own = sorted((row for (key, _), row in found.items() if key == name), key=lambda row: row["evaluations"])
         if own:
-            axes.loglog([row["evaluations"] for row in own], [row["fid"] for row in own], "o-", label=name)
+            axes.loglog([row["evaluations"] for row in own], [row["fid"] for row in own], f"{marker}-", label=name)
     axes.set(xlabel="network evaluations", ylabel="FID (classifier features)")
-    axes.grid(color="0.9", which="both")
-    axes.legend(fontsize=8)
+    axes.set_xticks(budgets, [str(budget) for budget in budgets])
+    axes.minorticks_off()
+    axes.grid(color="0.9")
+    figure.legend(loc="outside right center", fontsize=8)
     plots.save(figure, options.out / "samplers.png")
 
 
