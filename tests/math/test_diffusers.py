@@ -20,6 +20,8 @@ from ddpm.sampler.heun import Heun
 from ddpm.schedule.linear import Linear
 from ddpm.variance.fixed_small import FixedSmall
 
+pytestmark = pytest.mark.slow  # diffusers takes seconds to import
+
 OPTIONS = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
 
 

@@ -79,6 +79,7 @@ def chain():
 
 @pytest.mark.parametrize("data", [GAUSSIAN, MIXTURE], ids=["gaussian", "mixture"])
 @pytest.mark.parametrize("sampler", EVERY, ids=label)
+@pytest.mark.slow
 def test_samples_have_the_moments_of_the_data(chain, sampler, data):
     x = sampler.sample(optimal(data, chain), noise_of()).flatten()
     weight, mean, std = data.T
@@ -102,6 +103,7 @@ def mixture_cdf(process, t):
 
 
 @pytest.mark.parametrize("sampler", [ReverseSDE(clip=False), PredictorCorrector(clip=False)], ids=label)
+@pytest.mark.slow
 def test_marginals_of_the_reverse_sde_are_those_of_q(chain, sampler):
     states = {state.step: state.x for state in sampler.trajectory(optimal(MIXTURE, chain), noise_of())}
     for t in (800, 500, 200, 50):
@@ -109,6 +111,7 @@ def test_marginals_of_the_reverse_sde_are_those_of_q(chain, sampler):
     assert kstest(states[500].flatten().numpy(), mixture_cdf(chain, 300)).pvalue < 1e-3
 
 
+@pytest.mark.slow
 def test_marginals_of_the_forward_sde_are_those_of_q(chain):
     sde, weight = VPSDE(chain), MIXTURE[:, 0]
     generator = torch.Generator().manual_seed(0)
@@ -148,6 +151,7 @@ DETERMINISTIC = [
 
 
 @pytest.mark.parametrize(("kind", "spacing", "order"), DETERMINISTIC)
+@pytest.mark.slow
 def test_deterministic_samplers_converge_with_their_order(chain, kind, spacing, order):
     _, mean, std = GAUSSIAN[0]
     x_T = noise_of(50)(0)
@@ -244,6 +248,7 @@ def test_no_noise_is_drawn_twice_and_images_do_not_mix(sampler):
 
 @pytest.mark.parametrize("spacing", ["uniform", "quadratic", "trailing", "log_snr", "karras"])
 @pytest.mark.parametrize("sampler", SHORT, ids=label)
+@pytest.mark.slow
 def test_every_sampler_takes_every_spacing(chain, sampler, spacing):
     model = optimal(GAUSSIAN, chain)
     kind = type(sampler)
