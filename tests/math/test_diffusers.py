@@ -8,7 +8,6 @@ float32, which alone moves Heun's samples by 2e-4.
 import pytest
 import torch
 from conftest import Denoiser
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler
 
 from ddpm.diffusion import Diffusion
 from ddpm.noise import IndexedNoise, Stream
@@ -20,7 +19,7 @@ from ddpm.sampler.heun import Heun
 from ddpm.schedule.linear import Linear
 from ddpm.variance.fixed_small import FixedSmall
 
-pytestmark = pytest.mark.slow  # diffusers takes seconds to import
+pytestmark = pytest.mark.slow
 
 OPTIONS = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
 
@@ -33,6 +32,14 @@ def network(x, t):
     at = PROCESS.coefficients(t + 1)
     alpha, sigma = (each.reshape(-1, 1, 1, 1) for each in (at.sqrt_alpha_bar, at.sigma))
     return (x - alpha * torch.tanh(1.5 * alpha * x)) / sigma
+
+
+@pytest.fixture(scope="module")
+def diffusers():
+    """Imported late: it takes seconds, and `make fast` collects this file too."""
+    import diffusers
+
+    return diffusers
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +78,8 @@ def compare(sampler, model, noise, expected, scale=lambda step: 1.0):
 @pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
 @pytest.mark.parametrize("clip", [True, False])
 @pytest.mark.parametrize("steps", [10, 50])
-def test_ddim(model, noise, steps, clip, eta):
-    scheduler = DDIMScheduler(**OPTIONS, clip_sample=clip, set_alpha_to_one=True, timestep_spacing="trailing")
+def test_ddim(diffusers, model, noise, steps, clip, eta):
+    scheduler = diffusers.DDIMScheduler(**OPTIONS, clip_sample=clip, set_alpha_to_one=True, timestep_spacing="trailing")
     states = theirs(
         scheduler, noise, steps, eta=lambda step: eta, variance_noise=noise, use_clipped_model_output=lambda step: clip
     )
@@ -81,16 +88,16 @@ def test_ddim(model, noise, steps, clip, eta):
 
 @pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize("steps", [10, 50])
-def test_dpm_solver(model, noise, steps, order):
-    scheduler = DPMSolverMultistepScheduler(
+def test_dpm_solver(diffusers, model, noise, steps, order):
+    scheduler = diffusers.DPMSolverMultistepScheduler(
         **OPTIONS, solver_order=order, timestep_spacing="trailing", final_sigmas_type="zero", lower_order_final=True
     )
     compare(DPMSolver(steps, False, "trailing", order), model, noise, theirs(scheduler, noise, steps))
 
 
 @pytest.mark.parametrize("steps", [10, 50])
-def test_stochastic_dpm_solver(model, noise, steps):
-    scheduler = DPMSolverMultistepScheduler(
+def test_stochastic_dpm_solver(diffusers, model, noise, steps):
+    scheduler = diffusers.DPMSolverMultistepScheduler(
         **OPTIONS, algorithm_type="sde-dpmsolver++", timestep_spacing="trailing", final_sigmas_type="zero"
     )
     states = theirs(scheduler, noise, steps, variance_noise=noise)
@@ -98,8 +105,8 @@ def test_stochastic_dpm_solver(model, noise, steps):
 
 
 @pytest.mark.parametrize("steps", [5, 20])
-def test_heun(model, noise, steps):
-    scheduler = HeunDiscreteScheduler(**OPTIONS, use_karras_sigmas=True)
+def test_heun(diffusers, model, noise, steps):
+    scheduler = diffusers.HeunDiscreteScheduler(**OPTIONS, use_karras_sigmas=True)
     alpha = model.process.sqrt_alpha_bar
     # Every second state of theirs is the Euler step on the way to ours.
     states = theirs(scheduler, noise, steps, scale=1 / alpha[-1].item())
