@@ -9,12 +9,10 @@ config.register()
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
-@cli.explained
 def main(cfg: DictConfig) -> None:
-    from ddpm.evaluate import evaluate
-
-    evaluate(cfg)
+    cli.check(cfg)
+    cli.lead("evaluate", cfg)
 
 
 if __name__ == "__main__":
-    main()
+    cli.start("evaluate", main)

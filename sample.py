@@ -9,12 +9,10 @@ config.register()
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="sample")
-@cli.explained
 def main(cfg: DictConfig) -> None:
-    from ddpm.sample import sample
-
-    sample(cfg)
+    cli.check(cfg)
+    cli.lead("sample", cfg)
 
 
 if __name__ == "__main__":
-    main()
+    cli.start("sample", main)

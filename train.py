@@ -3,18 +3,18 @@
 import hydra
 from omegaconf import DictConfig
 
-from ddpm import cli, config
+from ddpm import cli, config, run_folder
 
 config.register()
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
-@cli.explained
 def main(cfg: DictConfig) -> None:
-    from ddpm.lit.experiment import experiment
-
-    experiment(cfg).run()
+    cli.check(cfg)
+    with run_folder.claimed(cfg) as job:
+        if job is not None:
+            cli.lead("train", job)
 
 
 if __name__ == "__main__":
-    main()
+    cli.start("train", main)

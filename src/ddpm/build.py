@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.optim import Optimizer
 
+from ddpm import processes
 from ddpm.data.source import Source
 from ddpm.diffusion import Diffusion
 from ddpm.loss.base import Loss
@@ -100,6 +101,14 @@ def diffusion(cfg: Any, shape: tuple[int, int, int], levels: int) -> Diffusion:
 def source(cfg: Any) -> Source:
     """Where the images come from."""
     return instance("data", cfg["data"])
+
+
+def fetch(source: Source) -> None:
+    """Let one process of each machine fetch the data, before all load it."""
+    for turn in (True, False):
+        if turn == (processes.local_rank() == 0):
+            source.prepare()
+        processes.agreed(None)
 
 
 def optimizer(node: Any) -> Callable[[Iterable[nn.Parameter]], Optimizer]:

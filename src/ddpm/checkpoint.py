@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     from ddpm.diffusion import Diffusion
 
 PREFIXES = {"ema": "ema.network.", "raw": "diffusion.network."}
+CONTENT = {
+    *("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "MixedPrecision"),
+    *("epoch", "global_step", "pytorch-lightning_version", "ddpm_config", "unlogged"),
+}
+"""What train.py writes into a checkpoint; Lightning acts upon other keys."""
 
 
 def read(path: str | Path, trusted: Sequence[str] = ()) -> dict[str, Any]:
@@ -23,7 +28,7 @@ def read(path: str | Path, trusted: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         ValueError: the file is missing, damaged, not of ddpm, or names what it may not.
     """
-    from ddpm.config import check_targets
+    from ddpm.config import STORED, check_targets
 
     path = Path(path)
     if not path.is_file():
@@ -36,8 +41,24 @@ def read(path: str | Path, trusted: Sequence[str] = ()) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict) or not isinstance(content.get("ddpm_config"), dict):
         raise ValueError(f"{path} is not a checkpoint of ddpm; give a file written by train.py, such as last.ckpt")
-    check_targets(content["ddpm_config"], trusted)
+    config = content["ddpm_config"]
+    strange = sorted(map(str, {*content} - CONTENT)) + sorted(f"ddpm_config.{key}" for key in {*config} - STORED)
+    if strange:
+        raise ValueError(f"{path} holds {strange[0]}, which ddpm never writes; it is refused")
+    check_targets(config, trusted)
+    if not ({*config} >= STORED and isinstance(content.get("state_dict"), dict) and _is_plausible(config)):
+        raise ValueError(f"{path} is not a whole checkpoint of ddpm; give a file written by train.py")
     return content
+
+
+def _is_plausible(config: dict[str, Any]) -> bool:
+    """Whether what is not built from a target has the types that it should have."""
+    image, evaluation = config["image"], config["evaluation"]
+    if not (isinstance(image, dict) and isinstance(evaluation, dict) and {"shape", "levels"} <= {*image}):
+        return False
+    shape = image["shape"]
+    numbers = [config["seed"], image["levels"], *(shape if isinstance(shape, list) else [])]
+    return len(numbers) == 5 and all(isinstance(number, int) and number >= 0 for number in numbers)
 
 
 def model(content: dict[str, Any], weights: str = "ema") -> "Diffusion":

@@ -1,40 +1,69 @@
 """What the three entry points share."""
 
-import functools
+import errno
+import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-from hydra.errors import CompactHydraException
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ddpm import checkpoint
-from ddpm.diffusion import Diffusion
+from ddpm import processes
+
+EXPLAINED = (ValueError, OSError, OmegaConfBaseException, HydraException)
+"""Errors that their message explains."""
 
 
-class UserError(CompactHydraException):
-    """An error that its message explains; Hydra prints it without a stack trace unless HYDRA_FULL_ERROR=1."""
+def start(entry: str, main: Callable[[], None]) -> None:
+    """Run an entry point; what a user got wrong is one line, without a stack trace unless HYDRA_FULL_ERROR=1.
+
+    Args:
+        entry: a key of `processes.JOBS`.
+        main: Hydra's; it calls `lead` for each job.
+    """
+    full = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises errors instead of printing them
+    try:
+        processes.start(entry, main)
+    except EXPLAINED as error:
+        if full:
+            raise
+        sys.exit(explained(error))
 
 
-def explained(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
-    """Show a ValueError, a key that is unknown, and a value that is missing, as one line."""
+def explained(error: BaseException) -> str:
+    """What the user is told of an error of `EXPLAINED`."""
+    if isinstance(error, HydraException):  # its own messages list options, one a line
+        cause = error.__cause__
+        return f"{error}\n{cause}" if isinstance(cause, OmegaConfBaseException) else str(error)
+    if isinstance(error, OSError) and error.strerror:
+        remedy = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "check the path"
+        where = f" {error.filename}" if error.filename else ""
+        return f"error: {error.strerror}:{where}; {remedy}, or choose another folder; what was written before is kept"
+    return f"error: {str(error).splitlines()[0]}"
 
-    @functools.wraps(main)
-    def wrapped(cfg: DictConfig) -> Any:
-        try:
-            _check_keys(cfg)
-            missing = sorted(OmegaConf.missing_keys(cfg))
-            if missing:
-                raise ValueError(f"missing: {', '.join(missing)}; give {missing[0]}=...")
-            return main(cfg)
-        except (ValueError, OmegaConfBaseException) as error:
-            raise UserError(f"error: {str(error).splitlines()[0]}") from error
 
-    return wrapped
+def lead(entry: str, cfg: DictConfig) -> Any:
+    """Carry out the job of an entry point, on as many processes as it asks for."""
+    kind, asked = (cfg.trainer.accelerator, cfg.trainer.devices) if entry == "train" else (cfg.device, cfg.devices)
+    return processes.lead(entry, cfg, processes.devices(kind, asked))
+
+
+def check(cfg: DictConfig) -> None:
+    """Refuse keys that no schema has, and values that are missing.
+
+    Raises:
+        ValueError: naming them.
+    """
+    _check_keys(cfg)
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise ValueError(f"missing: {', '.join(missing)}; give {missing[0]}=...")
 
 
 def _check_keys(cfg: DictConfig, path: str = "") -> None:
@@ -51,44 +80,18 @@ def _check_keys(cfg: DictConfig, path: str = "") -> None:
             _check_keys(value, f"{path}{key}.")
 
 
-class Opened(NamedTuple):
-    """A checkpoint that an entry point was given.
+def new_folder(parent: Path, name: str, leads: bool = True) -> Path:
+    """A folder that did not exist before: `name` with the time of day, and a number if need be.
 
-    Attributes:
-        config: of the training run.
-        model: in evaluation mode, on the device.
-        seed: the one asked for, or that of the training run.
-        step: optimizer steps that it was trained for.
+    Args:
+        parent: where it is made.
+        name: its first word.
+        leads: whether this process makes it; the others are told where it is.
     """
-
-    config: dict[str, Any]
-    model: Diffusion
-    seed: int
-    step: int
+    return Path(processes.agreed(str(_new_folder(parent, name)) if leads else None))
 
 
-def opened(cfg: Any) -> Opened:
-    """The checkpoint `cfg.ckpt`, with the weights, device and seed that are asked for."""
-    if cfg.seed is not None and cfg.seed < 0:
-        raise ValueError(f"seed must be at least 0, got {cfg.seed}")
-    content = checkpoint.read(cfg.ckpt, cfg.trusted)
-    model = checkpoint.model(content, cfg.weights).to(device(cfg.device))
-    config = content["ddpm_config"]
-    return Opened(config, model, config["seed"] if cfg.seed is None else cfg.seed, content["global_step"])
-
-
-def device(name: str) -> torch.device:
-    """The device called `name`; `auto` is the GPU if there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device={name} is not to be had here; use device=cpu, cuda or auto") from error
-
-
-def new_folder(parent: Path, name: str) -> Path:
-    """A folder that did not exist before: `name` with the time of day, and a number if need be."""
+def _new_folder(parent: Path, name: str) -> Path:
     stem = f"{name}_{time.strftime('%Y-%m-%d_%H-%M-%S')}"
     for suffix in ("", *(f"_{i}" for i in range(1, 1000))):
         folder = parent / f"{stem}{suffix}"

@@ -14,6 +14,8 @@ OWN = re.compile(
 )
 MODEL = ("schedule", "parameterization", "variance", "network")
 """The groups that define the model; a checkpoint can only be resumed with the same."""
+STORED = {*MODEL, "loss", "time_sampler", "sampler", "data", "seed", "image", "evaluation", "total_batch"}
+"""What a checkpoint holds of the configuration: what rebuilds, resumes and evaluates the model."""
 
 
 @dataclass
@@ -37,6 +39,7 @@ class TrainConfig:
     data: Any = MISSING
     optimizer: Any = MISSING
     trainer: Any = MISSING
+    strategy: Any = MISSING
     sampler: Any = MISSING
     callbacks: dict[str, Any] = field(default_factory=dict)
     logger: dict[str, Any] = field(default_factory=dict)
@@ -97,6 +100,7 @@ class EvaluateConfig:
     ode: ODEConfig = field(default_factory=ODEConfig)
     save_samples: bool = False
     device: str = "auto"
+    devices: Any = 1
     output_dir: str | None = None
     trusted: list[str] = field(default_factory=list)
 
@@ -119,6 +123,7 @@ class SampleConfig:
     sampler: Any = None
     format: str = "png"
     device: str = "auto"
+    devices: Any = 1
     output_dir: str | None = None
     trusted: list[str] = field(default_factory=list)
 

@@ -12,8 +12,9 @@ from rich.table import Table
 
 from ddpm import cli
 from ddpm.evaluation import nll, ode, quality, rate_distortion
-from ddpm.evaluation.subject import Subject, subject
+from ddpm.files import written
 from ddpm.metrics import fidelity
+from ddpm.subject import Subject, subject
 
 LIKELIHOODS: dict[str, Callable[[Subject], Callable[[Path], dict[str, Any]]]] = {
     "nll": nll.prepare,
@@ -44,26 +45,28 @@ def evaluate(cfg: Any) -> dict[str, Any]:
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
 
-    opened = cli.opened(cfg)
-    of = subject(cfg, opened)
+    of = subject(cfg)
     parts = {name: prepare(of) for name, prepare in LIKELIHOODS.items() if name in cfg.metrics}
     of_samples = [name for name in cfg.metrics if name in fidelity.METRICS]
     if of_samples:
         parts["samples"] = quality.prepare(of, of_samples)
-    folder = cli.new_folder(Path(cfg.output_dir or Path(cfg.ckpt).parent), "evaluate")
+    folder = cli.new_folder(Path(cfg.output_dir or Path(cfg.ckpt).parent), "evaluate", of.leads)
 
     result: dict[str, Any] = {
         "checkpoint": os.path.basename(cfg.ckpt),
-        "step": opened.step,
+        "step": of.step,
         "weights": cfg.weights,
-        "seed": opened.seed,
-        "data": opened.config["data"],
+        "seed": of.seed,
+        "data": of.config["data"],
     }
     for name, run in parts.items():
         result[name] = run(folder)
-        (folder / "metrics.json").write_text(json.dumps(result, indent=2) + "\n")
-    _show(result)
-    print(f"written: {', '.join(sorted(path.name for path in folder.iterdir()))} in {os.path.relpath(folder)}")
+        if of.leads:
+            with written(folder / "metrics.json") as temporary:
+                temporary.write_text(json.dumps(result, indent=2) + "\n")
+    if of.leads:
+        _show(result)
+        print(f"written: {', '.join(sorted(path.name for path in folder.iterdir()))} in {os.path.relpath(folder)}")
     return result
 
 

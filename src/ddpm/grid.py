@@ -1,13 +1,14 @@
 """Images as picture files."""
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
+
+from ddpm.files import written
 
 
 def grid(images: Tensor, columns: int | None = None, least_width: int = 512, gap: int = 2) -> Tensor:
@@ -44,11 +45,9 @@ def save_gif(images: Sequence[Tensor], path: Path, seconds: float = 4.0) -> Path
 
 
 def save_png(image: Tensor, path: Path) -> Path:
-    """Write one image, uint8, shape (1 or 3, H, W), through a temporary file; returns its path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    _picture(image).save(temporary, format="PNG")
-    os.replace(temporary, path)
+    """Write one image, uint8, shape (1 or 3, H, W); returns its path."""
+    with written(path) as temporary:
+        _picture(image).save(temporary, format="PNG")
     return path
 
 

@@ -1,6 +1,5 @@
 """Plots of results, by Matplotlib."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,15 +7,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ddpm.files import written
 from ddpm.grid import grid
 from ddpm.rate_distortion import RateDistortion
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a figure as PNG, through a temporary file; returns its path."""
-    temporary = path.with_suffix(".tmp")
-    figure.savefig(temporary, format="png", dpi=150)
-    os.replace(temporary, path)
+    """Write a figure as PNG; returns its path."""
+    with written(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
     return path
 
 

@@ -6,16 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from ddpm import cli
+from ddpm.subject import Subject, subject
 from ddpm.tasks import encode, grid, interpolate, progressive, slerp
-from ddpm.tasks.job import Job, job
 
-TASKS: dict[str, Callable[[Job], Callable[[Path], None]]] = {
+TASKS: dict[str, Callable[[Subject], Callable[[Path], None]]] = {
     "grid": grid.prepare,
     "progressive": progressive.prepare,
     "interpolate": interpolate.prepare,
     "slerp": slerp.prepare,
     "encode": encode.prepare,
 }
+SHARED = ("grid",)
+"""Tasks that several processes share; the others, which are short, are done by the first."""
 
 
 def sample(cfg: Any) -> Path:
@@ -29,8 +31,11 @@ def sample(cfg: Any) -> Path:
     for name, value in (("n", cfg.n), ("batch_size", cfg.batch_size)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    run = TASKS[cfg.task](job(cfg))
-    folder = cli.new_folder(Path(cfg.output_dir or Path(cfg.ckpt).parent), "samples")
-    run(folder)
-    print(f"written: {', '.join(sorted(path.name for path in folder.iterdir()))} in {os.path.relpath(folder)}")
+    of = subject(cfg)
+    run = TASKS[cfg.task](of)
+    folder = cli.new_folder(Path(cfg.output_dir or Path(cfg.ckpt).parent), "samples", of.leads)
+    if of.leads or cfg.task in SHARED:
+        run(folder)
+    if of.leads:
+        print(f"written: {', '.join(sorted(path.name for path in folder.iterdir()))} in {os.path.relpath(folder)}")
     return folder

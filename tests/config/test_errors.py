@@ -43,9 +43,14 @@ def message(compose, tiny, tmp_path):
     def of(name, *overrides):
         base = tiny if name == "train" else ()
         cfg = compose(name, *base, f"output_dir={json.dumps(str(tmp_path / 'run'))}", *overrides)
-        with pytest.raises(cli.UserError) as shown:
-            cli.explained(RUN[name])(cfg)
-        line = str(shown.value)
+
+        def checked():
+            cli.check(cfg)
+            RUN[name](cfg)
+
+        with pytest.raises(cli.EXPLAINED) as shown:
+            checked()
+        line = cli.explained(shown.value)
         assert line.startswith("error: ")
         assert "\n" not in line
         assert not list(tmp_path.rglob("*.ckpt"))
@@ -73,15 +78,6 @@ def test_an_impossible_combination_is_one_line_before_any_training(tmp_path):
         "hydra.yaml",
         "overrides.yaml",
     }
-
-
-@pytest.mark.slow
-def test_a_sweep_on_several_processes_says_to_take_one(tmp_path):
-    folder = f"hydra.sweep.dir={json.dumps(str(tmp_path / 'runs'))}"
-    code, stderr = shell("train.py", "-m", "trainer.devices=2", "trainer.accelerator=cpu", "seed=0,1", folder)
-    assert code != 0
-    assert "error: a sweep (-m) trains each job on one process" in stderr
-    assert not list(tmp_path.rglob("*.ckpt"))
 
 
 @pytest.mark.slow

@@ -204,7 +204,7 @@ def test_missing_data_is_one_line_that_lists_the_ways_to_provide_it(source_class
     monkeypatch.setattr("urllib.request.urlopen", no_network)
     monkeypatch.setattr(fashion_mnist, "DEBIAN", tmp_path / "absent")
     with pytest.raises(ValueError, match=remedy) as caught:
-        source_class(str(tmp_path)).load("train")
+        source_class(str(tmp_path)).prepare()
     message = str(caught.value)
     assert message.startswith(f"{source_class.__name__} is not in {tmp_path}")
     assert "or run once with a network" in message

@@ -295,8 +295,10 @@ def test_the_logged_loss_is_the_weighted_mean_of_the_batch(compose, bare, train,
 
 def test_the_loss_and_its_quartiles_are_weighted_means_over_time():
     quartiles = QuartileLoss(8)
-    quartiles.update(torch.tensor([1, 2, 3, 8]), torch.tensor([1.0, 3.0, 5.0, 7.0]), torch.tensor([3.0, 1.0, 1.0, 2.0]))
-    quartiles.update(torch.tensor([4, 7]), torch.tensor([7.0, 1.0]), torch.tensor([1.0, 1.0]))
+    quartiles.update(
+        torch.tensor([1, 2, 3, 8]), torch.tensor([1.0, 3.0, 5.0, 7.0]), torch.tensor([3.0, 1.0, 1.0, 2.0]), 0
+    )
+    quartiles.update(torch.tensor([4, 7]), torch.tensor([7.0, 1.0]), torch.tensor([1.0, 1.0]), 1)
     means = {name: float(mean) for name, mean in quartiles.compute().items()}
     expected = {"loss": 33 / 9, "loss_q1": 6 / 4, "loss_q2": 12 / 2, "loss_q4": 15 / 3}
     assert means == pytest.approx(expected)  # nothing fell into the third

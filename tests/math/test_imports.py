@@ -8,7 +8,18 @@ import ddpm
 
 ROOT = Path(ddpm.__file__).parent
 FOLDERS = {"lit", "metrics", "evaluation", "tasks"}
-EDGE = FOLDERS | {"build", "checkpoint", "cli", "config", "evaluate", "sample", "datamodule"}
+EDGE = FOLDERS | {
+    "build",
+    "checkpoint",
+    "cli",
+    "config",
+    "datamodule",
+    "evaluate",
+    "processes",
+    "run_folder",
+    "sample",
+    "subject",
+}
 
 
 def mathematics():

@@ -43,24 +43,38 @@ class TorchvisionSource(Source):
         self.root = Path(root).expanduser()
 
     def prepare(self) -> None:
-        """Download both splits if they are missing."""
-        self.load("test")
-
-    def load(self, split: str) -> InMemory:
-        """All images of the split in memory; ValueError with the remedies when they cannot be had."""
-        check_split(split)
-        found = self._in_root(split == "train", download=False)
+        """Download both splits if they are missing; ValueError with the remedies when they cannot be had."""
+        if not isinstance(self._found("test"), Exception):
+            return
+        found = self._in_root(train=False, download=True)
         if isinstance(found, Exception):
-            found = self._elsewhere(split) or self._in_root(split == "train", download=True)
-        if isinstance(found, Exception):
-            name, remedy = type(self).__name__, self.remedy.format(root=self.root)
             cause = " ".join(str(found).split())
             raise ValueError(
-                f"{name} is not in {self.root} and could not be downloaded; {remedy},"
+                f"{self._missing()} and could not be downloaded; {self._remedy()},"
                 f" or run once with a network to download it (the download said: {cause})"
             )
+
+    def load(self, split: str) -> InMemory:
+        """All images of the split in memory; ValueError with the remedies when they are not there."""
+        check_split(split)
+        found = self._found(split)
+        if isinstance(found, Exception):
+            raise ValueError(f"{self._missing()}; {self._remedy()}, or give data_root=FOLDER to download it there")
         pixels, labels = found
         return InMemory(pixels.view(-1, *self.shape), labels)
+
+    def _missing(self) -> str:
+        return f"{type(self).__name__} is not in {self.root}"
+
+    def _remedy(self) -> str:
+        return self.remedy.format(root=self.root)
+
+    def _found(self, split: str) -> tuple[Tensor, Tensor] | Exception:
+        """The split from where it lies, or the reason why it is not there."""
+        found = self._in_root(split == "train", download=False)
+        if isinstance(found, Exception):
+            found = self._elsewhere(split) or found
+        return found
 
     def _in_root(self, train: bool, download: bool) -> tuple[Tensor, Tensor] | Exception:
         """(pixels, labels), or the reason why there are none."""

@@ -10,9 +10,9 @@ import numpy as np
 from ddpm import plots
 from ddpm.diffusion import Diffusion
 from ddpm.elbo import Bound, CodeLength
-from ddpm.evaluation.subject import Subject
 from ddpm.gaussian import bits_per_dim
 from ddpm.metrics import nll
+from ddpm.subject import Subject
 
 ESTIMATORS = ("sampled", "full")
 
@@ -25,11 +25,13 @@ def chain(subject: Subject) -> Diffusion:
     return subject.model if steps is None else subject.model.respace(steps)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1)
 def full_bound(subject: Subject, n: int) -> Bound:
-    """Every term for the first n images, computed once however many metrics ask."""
-    cfg = subject.cfg
-    return nll.full(chain(subject), subject.split, n, subject.seed, cfg.batch_size, cfg.nll.clip, progress=True)
+    """Every term for the first n images, computed once when two metrics ask."""
+    cfg, share = subject.cfg, subject.share
+    return nll.full(
+        chain(subject), subject.split, n, subject.seed, cfg.batch_size, cfg.nll.clip, share, progress=subject.leads
+    )
 
 
 def choices(subject: Subject, model: Diffusion) -> dict[str, Any]:
@@ -68,12 +70,14 @@ def prepare(subject: Subject) -> Callable[[Path], dict[str, Any]]:
                 subject.cfg.batch_size,
                 options.evaluations,
                 options.clip,
-                progress=True,
+                subject.share,
+                progress=subject.leads,
             )
-        arrays: dict[str, Any] = {name: each.numpy() for name, each in length.arrays().items()}
-        np.savez_compressed(folder / "terms.npz", **arrays)
-        times, terms = length.by_time()
-        plots.save(plots.terms(times, bits_per_dim(terms, length.dims)), folder / "terms.png")
+        if subject.leads:
+            arrays: dict[str, Any] = {name: each.numpy() for name, each in length.arrays().items()}
+            np.savez_compressed(folder / "terms.npz", **arrays)
+            times, terms = length.by_time()
+            plots.save(plots.terms(times, bits_per_dim(terms, length.dims)), folder / "terms.png")
         found = length.summary()
         evaluations = model.T if options.estimator == "full" else min(options.evaluations, model.T)
         return {

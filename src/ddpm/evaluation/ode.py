@@ -9,9 +9,10 @@ import torch
 
 from ddpm import ode
 from ddpm.data.scaling import to_unit
-from ddpm.evaluation.subject import Subject
+from ddpm.metrics.gathered import Gathered
 from ddpm.noise import IndexedNoise, Stream
 from ddpm.progress import Steps
+from ddpm.subject import Subject
 
 DIVERGENCES = ("hutchinson", "exact")
 
@@ -29,10 +30,10 @@ def prepare(subject: Subject) -> Callable[[Path], dict[str, Any]]:
     n = subject.count(options.n_images)
 
     def run(folder: Path) -> dict[str, Any]:
-        shape, device = subject.source.shape, model.process.times.device
+        shape, device = subject.shape, subject.device
         dims = math.prod(shape)
-        bits, evaluations = [], []
-        for index in torch.split(torch.arange(n), cfg.batch_size):
+        gathered = Gathered(("bits", "evaluations")).to(device)
+        for index in torch.split(torch.tensor(subject.share.of(n)), cfg.batch_size):
             uniform, signs = (
                 IndexedNoise(subject.seed, stream, index, shape, device)
                 for stream in (Stream.DEQUANTISATION, Stream.PROBE)
@@ -40,11 +41,12 @@ def prepare(subject: Subject) -> Callable[[Path], dict[str, Any]]:
             x_0 = to_unit(subject.split.pixels(index), model.levels).to(device)
             x = ode.dequantise(x_0, uniform.uniform(0), model.levels)
             divergence = ode.exact if options.divergence == "exact" else ode.hutchinson(signs(0).sign())
-            with Steps(f"ODE, image {int(index[0]) + 1} of {n}", None) as steps:
+            with Steps(f"ODE, image {int(index[0]) + 1} of {n}", None, subject.leads) as steps:
                 found = ode.log_density(model, x, divergence, options.rtol, options.atol, steps)
-            bits.append(ode.code_length(found.log_p, dims, model.levels))
-            evaluations.append(found.evaluations)
-        each = torch.cat(bits)
+            bits = ode.code_length(found.log_p, dims, model.levels)
+            gathered.update({"bits": bits, "evaluations": torch.full(index.shape, float(found.evaluations))}, index)
+        values = gathered.compute()
+        each = values["bits"]
         return {
             "bits_per_dim": float(each.mean()),
             "standard_error": float(each.std()) / n**0.5 if n > 1 else None,
@@ -52,7 +54,7 @@ def prepare(subject: Subject) -> Callable[[Path], dict[str, Any]]:
             "unit": "bits/dim",
             "split": cfg.split,
             "levels": model.levels,
-            "evaluations": sum(evaluations) / len(evaluations),
+            "evaluations": float(values["evaluations"].mean()),
             "divergence": options.divergence,
             "dequantisation": "uniform over each grey level's bin",
             "density": "of x_1, the least noise that the network knows",

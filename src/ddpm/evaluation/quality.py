@@ -6,16 +6,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
 from torch import Tensor
 
-from ddpm import build
-from ddpm.evaluation.subject import Subject
 from ddpm.grid import save_png
 from ddpm.metrics import fidelity
-from ddpm.metrics.features import feature_network
+from ddpm.metrics.features import shared_network
 from ddpm.metrics.quality import real_features, sample_features
 from ddpm.progress import Steps
+from ddpm.subject import Subject
 
 MOST_SAMPLES = 50_000
 """The protocol of Ho et al. 2020 asks for this many."""
@@ -25,15 +23,16 @@ def prepare(subject: Subject, metrics: Sequence[str]) -> Callable[[Path], dict[s
     """Find everything that is needed; what is returned draws samples and scores them."""
     cfg, config, model = subject.cfg, subject.config, subject.model
     train, test = subject.train, subject.test
-    sampler_config = config["sampler"] if cfg.sampler is None else OmegaConf.to_container(cfg.sampler, resolve=True)
-    sampler = build.sampler(sampler_config, model.T)
+    sampler = subject.sampler
     features = cfg.features or config["evaluation"]["features"]
-    network = feature_network(features, train, test, len(subject.source.classes), model.levels, cfg.inception_weights)
+    network = shared_network(features, train, test, len(subject.source.classes), model.levels, cfg.inception_weights)
     if network.accuracy is not None:
         print(f"features=classifier: test accuracy {network.accuracy:.1%}, network {network.digest}")
     n = cfg.n_samples or config["evaluation"]["n_samples"] or min(len(train), MOST_SAMPLES)
     fidelity.check_sizes(metrics, n, len(train))
-    device = model.process.times.device
+    share = subject.share
+    if n < share.world:
+        raise ValueError(f"n_samples must be at least {share.world}, one for each process, got {n}")
 
     def run(folder: Path) -> dict[str, Any]:
         def save(images: Tensor, index: Tensor) -> None:
@@ -41,19 +40,21 @@ def prepare(subject: Subject, metrics: Sequence[str]) -> Callable[[Path], dict[s
                 save_png(image, folder / "samples" / f"{i:06d}.png")
 
         steps = sampler.chain(model).T
-        with Steps("sampling", math.ceil(n / cfg.batch_size) * steps) as progress:
+        with Steps("sampling", math.ceil(len(share.of(n)) / cfg.batch_size) * steps, subject.leads) as progress:
             samples = sample_features(
                 model,
                 sampler,
                 network,
-                subject.source.shape,
+                subject.shape,
                 n,
                 subject.seed,
                 cfg.batch_size,
+                share,
                 on_step=progress,
                 on_batch=save if cfg.save_samples else lambda images, index: None,
             )
-        real = partial(real_features, network=network, levels=model.levels, device=device, progress=True)
+        real = partial(real_features, network=network, levels=model.levels, share=share, device=subject.device)
+        real = partial(real, progress=subject.leads)
         reference = real(train) if set(metrics) != {"is"} else None
         scores = fidelity.fidelity(samples, reference, metrics)
         if reference is not None and "fid" in metrics:
@@ -74,7 +75,7 @@ def prepare(subject: Subject, metrics: Sequence[str]) -> Callable[[Path], dict[s
             "features_accuracy": network.accuracy,
             "resize": network.resize,
             "quantisation": f"rounded to {model.levels} grey levels, then to 0..255",
-            "sampler": sampler_config,
+            "sampler": subject.sampler_config,
             "steps": steps,
             "dtype": "float32",
         }

@@ -6,14 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ddpm import build, plots, progressive
-from ddpm.data.scaling import as_uint8, to_pixels
+from ddpm import plots, progressive
 from ddpm.evaluation.nll import chain, choices, full_bound
-from ddpm.evaluation.subject import Subject
-from ddpm.noise import IndexedNoise, Stream
 from ddpm.progress import Steps
 from ddpm.rate_distortion import rate_distortion
 from ddpm.sampler.base import Sampler
+from ddpm.subject import Subject
 
 ROWS = 10
 """Of the table; the CSV file has all."""
@@ -27,7 +25,7 @@ def prepare(subject: Subject) -> Callable[[Path], dict[str, Any]]:
     cfg = subject.cfg
     model = chain(subject)
     n = subject.count(cfg.rate_distortion.n_images)
-    sampler = build.sampler(subject.config["sampler"] if cfg.sampler is None else cfg.sampler, subject.model.T)
+    sampler = subject.sampler
 
     def run(folder: Path) -> dict[str, Any]:
         curve = rate_distortion(full_bound(subject, n))
@@ -36,12 +34,13 @@ def prepare(subject: Subject) -> Callable[[Path], dict[str, Any]]:
             {"steps": steps, "t": T - steps + 1, "rate": rate, "rmse": rmse}
             for steps, rate, rmse in zip(*(each.tolist() for each in curve), strict=True)
         ]
-        with (folder / "rate_distortion.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-        plots.save(plots.rate_distortion(curve), folder / "rate_distortion.png")
-        _pictures(subject, sampler, folder)
+        if subject.leads:
+            with (folder / "rate_distortion.csv").open("w", newline="") as file:
+                writer = csv.DictWriter(file, list(rows[0]))
+                writer.writeheader()
+                writer.writerows(rows)
+            plots.save(plots.rate_distortion(curve), folder / "rate_distortion.png")
+            _pictures(subject, sampler, folder)
         table = sorted({math.ceil(T * i / ROWS) for i in range(1, ROWS + 1)}, reverse=True)
         return {
             "table": [rows[steps - 1] for steps in table],
@@ -54,9 +53,9 @@ def prepare(subject: Subject) -> Callable[[Path], dict[str, Any]]:
 
 
 def _pictures(subject: Subject, sampler: Sampler, folder: Path) -> None:
-    model, shape = subject.model, subject.source.shape
+    model, shape = subject.model, subject.shape
     length = sampler.chain(model).T
-    noise = IndexedNoise(subject.seed, Stream.SAMPLES, range(SAMPLES), shape, model.process.times.device)
+    noise = subject.noise(range(SAMPLES))
     with Steps("progressive generation", round(length * (2 + sum(FRACTIONS)))) as steps:
         along = progressive.predictions(model, sampler, noise, PREDICTIONS, steps)
         sharing = progressive.sharing(model, sampler, shape, subject.seed, FRACTIONS, SAMPLES, steps)
@@ -72,5 +71,4 @@ def _pictures(subject: Subject, sampler: Sampler, folder: Path) -> None:
         ),
     }
     for name, (tiles, columns, rows, title) in pictures.items():
-        pixels = as_uint8(to_pixels(tiles, model.levels), model.levels).cpu()
-        plots.save(plots.tiles(pixels, columns, rows, title), folder / name)
+        plots.save(plots.tiles(subject.grey(tiles), columns, rows, title), folder / name)

@@ -1,7 +1,11 @@
 """A training run, built and checked as a whole before it starts."""
 
 import logging
+import os
 import pkgutil
+import shlex
+import signal
+import sys
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,18 +13,20 @@ from typing import Any, NamedTuple
 import lightning
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig
 
 import ddpm.lit.callbacks
-from ddpm import build, checkpoint
-from ddpm.config import MODEL, plain
+from ddpm import build, checkpoint, processes, run_folder
+from ddpm.config import MODEL, STORED, plain
 from ddpm.data.batches import TrainBatches
 from ddpm.data.datamodule import DataModule
 from ddpm.ema import EMA
 from ddpm.lit import report
+from ddpm.lit.callbacks.checkpoint import Checkpoint, WholeFiles
+from ddpm.lit.interrupt import Interrupt, Interrupted
 from ddpm.lit.module import DDPM
 
 EXPECTED_WARNINGS = (
@@ -28,6 +34,8 @@ EXPECTED_WARNINGS = (
     r"Experiment logs directory",  # the run's folder already holds its configuration
     r".*does not have many workers",  # data in memory needs none
     r".*treespec, LeafSpec",  # of Lightning's own code
+    r"Grad strides do not match bucket view",  # of 1x1 convolutions, whose strides mean nothing
+    r"It is recommended to use `self.log\('step'",  # the same on every process
 )
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
@@ -41,7 +49,11 @@ class Experiment(NamedTuple):
     config: dict[str, Any]
 
     def run(self) -> None:
-        """Train, from the checkpoint if there is one."""
+        """Train, from the checkpoint if there is one.
+
+        Raises:
+            SystemExit: training was interrupted; a line has said how to go on.
+        """
         for expected in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", expected)
         if self.trainer.is_global_zero:
@@ -49,8 +61,14 @@ class Experiment(NamedTuple):
         try:
             self.trainer.fit(self.module, datamodule=self.data, ckpt_path=self.config["ckpt"], weights_only=True)
             if self.trainer.is_global_zero:
-                report.results(self.trainer, self.module)
+                report.results(self.trainer, self.module, self.config)
+        except Interrupted as stop:
+            print(_how_to_go_on(stop, self.trainer))
+            sys.exit(128 + stop.signal)
         finally:
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, Interrupt):
+                    callback.restore()
             for logger in self.trainer.loggers:
                 if isinstance(logger, WandbLogger) and self.trainer.is_global_zero:
                     logger.experiment.finish()  # else the next job of a sweep would write into the same run
@@ -69,16 +87,37 @@ def experiment(cfg: DictConfig) -> Experiment:
     lightning.seed_everything(config["seed"], verbose=False)  # the same initial weights on every process
     config["callbacks"] = {name: node for name, node in config["callbacks"].items() if node is not None}
     source = build.source(config)
+    build.fetch(source)
     module = _module(config, source.shape, source.levels)
     trainer = _trainer(config, module.diffusion.T)
     total_batch = config["batch_size"] * trainer.world_size * trainer.accumulate_grad_batches
     module.config = _stored(config, source.shape, source.levels) | {"total_batch": total_batch}
     if config["ckpt"] is not None:
-        _check_resume(config, module.config, trainer.max_steps)
+        step = _check_resume(config, module.config, trainer.max_steps)
+        if trainer.is_global_zero and run_folder.goes_on(config["ckpt"], config["output_dir"]):
+            run_folder.trim(Path(config["output_dir"]) / run_folder.METRICS, step)
     data = DataModule(source, config["batch_size"], config["seed"], config["num_workers"])
     data.setup()
     TrainBatches(len(data.train), config["batch_size"], config["seed"], world=trainer.world_size)  # that one fits
     return Experiment(trainer, module, data, config)
+
+
+def train(cfg: DictConfig) -> None:
+    """Build a run, and train."""
+    experiment(cfg).run()
+
+
+def _how_to_go_on(stop: Interrupted, trainer: lightning.Trainer) -> str:
+    """Where the checkpoint is, and the command that resumes it."""
+    last = Path(os.path.relpath(trainer.default_root_dir)) / run_folder.LAST
+    name = signal.Signals(stop.signal).name
+    if not last.exists():
+        return f"{name}: stopped; there is no checkpoint to resume"
+    typed = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else ["..."]
+    overrides = [override for override in typed if not override.startswith("ckpt=")]
+    command = shlex.join(["python", "train.py", f"ckpt={last}", *overrides])
+    saved = f"saved after step {trainer.global_step}" if stop.saved else "stopped at once"
+    return f"{name}: {saved}; to go on: {command}"
 
 
 def _module(config: dict[str, Any], shape: tuple[int, int, int], levels: int) -> DDPM:
@@ -99,7 +138,7 @@ def _module(config: dict[str, Any], shape: tuple[int, int, int], levels: int) ->
 def _stored(config: dict[str, Any], shape: tuple[int, int, int], levels: int) -> dict[str, Any]:
     """What a checkpoint holds of the configuration: what rebuilds and evaluates the model."""
     fid = config["callbacks"].get("fid", {})
-    return {key: config[key] for key in (*MODEL, "loss", "time_sampler", "sampler", "data", "seed")} | {
+    return {key: config[key] for key in STORED & {*config}} | {
         "image": {"shape": list(shape), "levels": levels},
         "evaluation": {"features": fid.get("features", "inception"), "n_samples": fid.get("n_samples")},
     }
@@ -122,8 +161,9 @@ def _trainer(config: dict[str, Any], T: int) -> lightning.Trainer:
         options["accelerator"] = "cuda" if torch.cuda.is_available() else "cpu"
     if isinstance(options.get("val_check_interval"), int):
         options["val_check_interval"] *= options.get("accumulate_grad_batches", 1)  # Lightning counts batches
+    _match_processes(options)
     build.sampler(config["sampler"], T)
-    callbacks = _callbacks(config, T)
+    callbacks = [*_callbacks(config, T), Interrupt()]
     loggers = [build.instance(f"logger.{name}", node) for name, node in config["logger"].items()]
     fixed = {
         "max_epochs": -1,
@@ -133,19 +173,31 @@ def _trainer(config: dict[str, Any], T: int) -> lightning.Trainer:
         "enable_progress_bar": any(isinstance(callback, ProgressBar) for callback in callbacks),
         "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks),
         "default_root_dir": config["output_dir"],
+        "plugins": [WholeFiles(), processes.Joined() if processes.share().world > 1 else LightningEnvironment()],
     }
-    for name in {"callbacks", "logger", *fixed} & set(options):
+    if processes.share().world > 1:
+        fixed["strategy"] = build.instance("strategy", config["strategy"])
+    for name in {"callbacks", "logger", "strategy", *fixed} & set(options):
         raise ValueError(
-            f"trainer.{name} is set by ddpm itself; trainer.max_steps is the length of a run, the groups callbacks "
-            f"and logger say what is shown and kept"
+            f"trainer.{name} is set by ddpm itself; trainer.max_steps is the length of a run, the groups callbacks, "
+            f"logger and strategy say what is shown and kept, and how processes share the work"
         )
     trainer: lightning.Trainer = build.instance("trainer", options, callbacks=callbacks, logger=loggers, **fixed)
-    if trainer.world_size > 1 and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-        raise ValueError(
-            "a sweep (-m) trains each job on one process, or its processes would start sweeps of their own; "
-            "add trainer.devices=1, or start the jobs one by one"
-        )
     return trainer
+
+
+def _match_processes(options: dict[str, Any]) -> None:
+    """Let Lightning expect the processes that there are, or say which ones there should be."""
+    world, nodes = processes.share().world, options.get("num_nodes", 1)
+    local = int(os.environ["LOCAL_WORLD_SIZE"]) if world > 1 else 1
+    if options["devices"] == "auto":
+        options["devices"] = local
+    wanted = processes.devices(options["accelerator"], options["devices"])
+    if wanted * nodes != world:
+        raise ValueError(
+            f"trainer.devices={options['devices']} and trainer.num_nodes={nodes} are {wanted * nodes} processes, but "
+            f"{world} run; several nodes are started by torchrun or Slurm, one process for each device"
+        )
 
 
 def _callbacks(config: dict[str, Any], T: int) -> list[lightning.Callback]:
@@ -162,8 +214,8 @@ def _callbacks(config: dict[str, Any], T: int) -> list[lightning.Callback]:
     return built
 
 
-def _check_resume(config: dict[str, Any], here: dict[str, Any], max_steps: int) -> None:
-    """What the checkpoint was trained with must be what is configured; where the data lies may differ."""
+def _check_resume(config: dict[str, Any], here: dict[str, Any], max_steps: int) -> int:
+    """The step of the checkpoint, which must have been trained as is configured; where the data lies may differ."""
     content = checkpoint.read(Path(config["ckpt"]), trusted=_packages(config))
     trained = content["ddpm_config"]
 
@@ -185,6 +237,7 @@ def _check_resume(config: dict[str, Any], here: dict[str, Any], max_steps: int) 
             f"ckpt={config['ckpt']} has been trained for {content['global_step']} steps already; "
             f"give a trainer.max_steps above that"
         )
+    return int(content["global_step"])
 
 
 def _packages(config: Any) -> list[str]:

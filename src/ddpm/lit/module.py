@@ -1,6 +1,8 @@
 """Training of a Diffusion."""
 
+import os
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -8,13 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric
 
 from ddpm.data.datamodule import Batch
 from ddpm.diffusion import Diffusion
 from ddpm.ema import EMA
-from ddpm.lit.quartiles import QuartileLoss
+from ddpm.lit.quartiles import NEVER, QuartileLoss
 from ddpm.loss.base import Loss
 from ddpm.noise import IndexedNoise, Stream, seed_from
+from ddpm.processes import least, summed
+from ddpm.run_folder import LAST
 from ddpm.time_sampler.base import TimeSampler
 
 
@@ -59,6 +64,7 @@ class DDPM(lightning.LightningModule):
         self.seed = seed
         self.config = config
         self.quartiles = QuartileLoss(diffusion.T)
+        self.validation_loss = MeanMetric()
         self.results: dict[str, float] = {}
 
     @property
@@ -75,7 +81,7 @@ class DDPM(lightning.LightningModule):
         losses = self.losses(self.diffusion, batch.x_0, t, noise)
         if self.time_sampler.learns:
             self.time_sampler.update(*(values.flatten() for values in self.all_gather((t, losses.detach()))))
-        self.quartiles.update(t, losses, weight)
+        self.quartiles.update(t, losses, weight, self.global_step)
         return (weight * losses).mean()
 
     def losses(self, diffusion: Diffusion, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -97,13 +103,17 @@ class DDPM(lightning.LightningModule):
         fraction = (batch.index.double() * 0.6180339887498949) % 1
         t = (fraction * self.diffusion.T).long() + 1
         losses = self.losses(self.averaged, batch.x_0, t, noise(0))
-        self.log("val/loss", losses.mean(), batch_size=len(losses), sync_dist=True, prog_bar=True)
+        self.validation_loss.update(losses)
+        self.log("val/loss", self.validation_loss, prog_bar=True)
+        self.log("step", float(self.global_step), batch_size=len(losses))
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log the loss since the last time, over all processes, also by quarter of the time range."""
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         accumulated = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
         if accumulated and self.global_step % every == 0:
+            self.check_finite()
+            self.log("step", float(self.global_step))  # Lightning would call the first one 0
             for name, mean in self.quartiles.compute().items():
                 self.log(f"train/{name}", mean, prog_bar=name == "loss")
             self.quartiles.reset()
@@ -120,8 +130,38 @@ class DDPM(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warm_up, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store what rebuilds the model."""
+        """Store what rebuilds the model, and the losses since they were logged last, over all processes."""
         checkpoint["ddpm_config"] = self.config
+        checkpoint["unlogged"] = {name: summed(getattr(self.quartiles, name)) for name in ("total", "weight")}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let the first process have the losses that were not logged yet; resuming may be on more of them."""
+        if self.global_rank == 0:
+            for name, value in checkpoint["unlogged"].items():
+                getattr(self.quartiles, name).copy_(value)
+
+    def check_finite(self) -> None:
+        """Stop when a loss or a weight is not a finite number.
+
+        Raises:
+            ValueError: naming the first step and quarter of the time range, and the checkpoint before it.
+        """
+        first = least(self.quartiles.non_finite).tolist()
+        step, T = min(first), self.diffusion.T
+        remedy = "lower optimizer.lr or trainer.gradient_clip_val, or raise warmup_steps"
+        last = Path(self.trainer.default_root_dir) / LAST
+        if last.exists():
+            remedy = f"the last good checkpoint is {os.path.relpath(last)}; {remedy}"
+        if step < NEVER:
+            quarter = first.index(step)
+            low, high = (-(-T * q // 4) for q in (quarter, quarter + 1))  # (t - 1) * 4 // T == quarter
+            raise ValueError(
+                f"the loss is not a finite number since step {step + 1}, first in quartile {quarter + 1} of t "
+                f"({low + 1}..{high}); {remedy}"
+            )
+        weights = list(self.diffusion.network.parameters())
+        if not torch.stack([weight.isfinite().all() for weight in weights]).all():
+            raise ValueError(f"weights are not finite numbers after step {self.global_step}; {remedy}")
 
     def _generators(self, step: int, part: int) -> tuple[torch.Generator, torch.Generator]:
         """Noise of this rank and of all ranks together at a micro-batch; dropout follows this rank's too."""

@@ -1,5 +1,6 @@
 """What a training run says before it starts and when it ends."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ddpm.data.datamodule import DataModule
+from ddpm.files import written
 from ddpm.lit.module import DDPM
+from ddpm.run_folder import LAST, METRICS, RESULTS, comparable
 
 
 def _table(title: str, rows: dict[str, str]) -> None:
@@ -64,19 +67,23 @@ LABELS = {
 }
 
 
-def results(trainer: lightning.Trainer, module: DDPM) -> None:
-    """Print the last value of each metric, and what to look at."""
+def results(trainer: lightning.Trainer, module: DDPM, config: dict[str, Any]) -> None:
+    """Print the last value of each metric and what to look at, and write the values with the configuration."""
     values = {name: float(value) for name, value in trainer.callback_metrics.items()} | module.results
+    values.pop("step", None)
+    content = {"steps": trainer.global_step, "metrics": values, "config": comparable(config)}
+    with written(Path(trainer.default_root_dir) / RESULTS) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
     rows = {label: f"{values[name]:.4g}" for name, label in LABELS.items() if name in values}
     rest = sorted(set(values) - set(LABELS))
     rows |= {name: f"{values[name]:.4g}" for name in rest}
     folder = Path(os.path.relpath(trainer.default_root_dir))
     grids = sorted((folder / "samples").glob("*.png"))
-    found = {"checkpoint": folder / "last.ckpt", "samples": grids[-1] if grids else None}
-    found["metrics"] = next(iter(folder.glob("metrics.csv")), None)
+    found = {"checkpoint": folder / LAST, "samples": grids[-1] if grids else None}
+    found |= {"metrics": folder / METRICS, "results": folder / RESULTS}
     _table(f"Results after {trainer.global_step:,} steps", rows)
     for name, path in found.items():
         if path is not None and path.exists():
             print(f"{name}: {path}")
-    if (folder / "last.ckpt").exists():
-        print(f"evaluate: python evaluate.py ckpt={folder / 'last.ckpt'} metrics=[fid,is,nll]")
+    if (folder / LAST).exists():
+        print(f"evaluate: python evaluate.py ckpt={folder / LAST} metrics=[fid,is,nll]")

@@ -8,7 +8,6 @@ classifier only. Registered with torch-fidelity as `classifier`.
 import hashlib
 import math
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +20,7 @@ from torch_fidelity.registry import register_feature_extractor
 from tqdm import tqdm
 
 from ddpm.data.scaling import as_uint8
+from ddpm.files import written
 from ddpm.metrics.weights import load_weights
 
 # Whatever changes the trained weights is listed here: the cache is keyed on it.
@@ -158,15 +158,8 @@ def train_classifier(
         "accuracy": _accuracy(net, images_test, levels),
         "state_dict": net.state_dict(),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(content, file)
-        os.replace(temporary, path)  # other processes see the whole file or none
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with written(path) as temporary:  # other processes see the whole file or none
+        torch.save(content, temporary)
     return path
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from tqdm import tqdm
 
+from ddpm import processes
 from ddpm.data.scaling import as_uint8
 from ddpm.metrics.classifier import Classifier, LabelledImages, train_classifier
 from ddpm.metrics.inception import inception
@@ -89,6 +90,22 @@ def feature_network(
     if features == "inception":
         return FeatureNetwork("inception", inception(inception_weights, LAYERS["inception"][:2]))
     raise ValueError(f"features must be one of {', '.join(LAYERS)}, got {features!r}")
+
+
+def shared_network(
+    features: str,
+    images_train: LabelledImages,
+    images_test: LabelledImages,
+    classes: int,
+    levels: int,
+    inception_weights: str | Path | None,
+) -> FeatureNetwork:
+    """`feature_network` on every process: the first trains or fetches it, the others then find it."""
+    for turn in (True, False):
+        if turn == (processes.share().rank == 0):
+            network = feature_network(features, images_train, images_test, classes, levels, inception_weights)
+        processes.agreed(None)
+    return network
 
 
 class Images(Protocol):

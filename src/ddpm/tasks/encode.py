@@ -9,30 +9,30 @@ import torch
 
 from ddpm import ode, plots
 from ddpm.progress import Steps
-from ddpm.tasks.job import Job
+from ddpm.subject import Subject
 
 
-def prepare(job: Job) -> Callable[[Path], None]:
+def prepare(subject: Subject) -> Callable[[Path], None]:
     """Find the images; what is returned writes latents, reconstructions, and how far these are off."""
-    x_0 = job.real(job.cfg.images)
+    x_0 = subject.real(subject.cfg.images)
 
     def run(folder: Path) -> None:
         with Steps("ODE", None) as steps:
-            latent = ode.carry(job.model, x_0, on_step=steps)
-            back = ode.carry(job.model, latent, backwards=True, on_step=steps)
+            latent = ode.carry(subject.model, x_0, on_step=steps)
+            back = ode.carry(subject.model, latent, backwards=True, on_step=steps)
         rmse = 127.5 * float(((back.clamp(-1, 1) - x_0) ** 2).mean().sqrt())
         found = {
-            "images": list(job.cfg.images),
-            "split": job.cfg.split,
+            "images": list(subject.cfg.images),
+            "split": subject.cfg.split,
             "rmse": rmse,
             "latent_mean": float(latent.mean()),
             "latent_std": float(latent.std()),
         }
         (folder / "encode.json").write_text(json.dumps(found, indent=2) + "\n")
         np.savez_compressed(folder / "latents.npz", latents=latent.cpu().numpy())
-        tiles = torch.stack([job.grey(each) for each in (x_0, latent, back)])
+        tiles = torch.stack([subject.grey(each) for each in (x_0, latent, back)])
         labels = ["$x_0$", "$x_T$", "decoded"]
         title = f"encoded and decoded by the ODE, RMSE {rmse:.2f} of 255"
-        plots.save(plots.tiles(tiles, [str(i) for i in job.cfg.images], labels, title), folder / "encode.png")
+        plots.save(plots.tiles(tiles, [str(i) for i in subject.cfg.images], labels, title), folder / "encode.png")
 
     return run

@@ -5,33 +5,40 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from ddpm.draw import draw
 from ddpm.grid import grid, save_png
+from ddpm.metrics.gathered import Gathered
 from ddpm.progress import Steps
-from ddpm.tasks.job import Job
+from ddpm.subject import Subject
 
 FORMATS = ("png", "npz")
 MOST_TILES = 256
 
 
-def prepare(job: Job) -> Callable[[Path], None]:
+def prepare(subject: Subject) -> Callable[[Path], None]:
     """Check the options; what is returned draws and writes."""
-    cfg = job.cfg
+    cfg = subject.cfg
     if cfg.format not in FORMATS:
         raise ValueError(f"format must be {' or '.join(FORMATS)}, got {cfg.format!r}")
 
+    if cfg.n < subject.share.world:
+        raise ValueError(f"n must be at least {subject.share.world}, one for each process, got {cfg.n}")
+    model, sampler = subject.model, subject.sampler
+
     def run(folder: Path) -> None:
-        parts = []
-        total = math.ceil(cfg.n / cfg.batch_size) * job.sampler.chain(job.model).T
-        with Steps("sampling", total) as steps:
-            for x, index in draw(job.model, job.sampler, job.shape, range(cfg.n), job.seed, cfg.batch_size, steps):
-                parts.append(job.grey(x))
+        mine = subject.share.of(cfg.n)
+        gathered = Gathered(("images",)).to(subject.device)
+        with Steps("sampling", math.ceil(len(mine) / cfg.batch_size) * sampler.chain(model).T, subject.leads) as steps:
+            for x, index in draw(model, sampler, subject.shape, mine, subject.seed, cfg.batch_size, steps):
+                grey = subject.grey(x)
+                gathered.update({"images": grey}, index)
                 if cfg.format == "png":
-                    for image, i in zip(parts[-1], index.tolist(), strict=True):
+                    for image, i in zip(grey, index.tolist(), strict=True):
                         save_png(image, folder / "images" / f"{i:06d}.png")
-        images = torch.cat(parts)
+        images = gathered.compute()["images"].cpu()
+        if not subject.leads:
+            return
         if cfg.format == "npz":
             np.savez_compressed(folder / "samples.npz", samples=images.permute(0, 2, 3, 1).numpy())
         save_png(grid(images[:MOST_TILES]), folder / "grid.png")

@@ -9,29 +9,30 @@ import torch
 from ddpm import plots
 from ddpm.interpolation import interpolate
 from ddpm.progress import Steps
-from ddpm.tasks.job import Job, pairs, weights
+from ddpm.subject import Subject
+from ddpm.tasks.between import pairs, weights
 
 
-def prepare(job: Job) -> Callable[[Path], None]:
+def prepare(subject: Subject) -> Callable[[Path], None]:
     """Check the options; what is returned writes a row for each pair, the real images at its ends."""
-    cfg = job.cfg
-    chain = job.sampler.chain(job.model)
+    cfg = subject.cfg
+    chain = subject.sampler.chain(subject.model)
     weight, chosen = weights(cfg.points), pairs(cfg.images)
-    depth = math.ceil(job.model.T / 2) if cfg.depth is None else cfg.depth
-    if not 1 <= depth <= job.model.T:
-        raise ValueError(f"depth, the time to which images are diffused, must be in 1..{job.model.T}, got {depth}")
+    depth = math.ceil(subject.model.T / 2) if cfg.depth is None else cfg.depth
+    if not 1 <= depth <= subject.model.T:
+        raise ValueError(f"depth, the time to which images are diffused, must be in 1..{subject.model.T}, got {depth}")
     step = max(1, int((chain.process.times - depth).abs().argmin()))
-    real = dict(zip(cfg.images, job.real(cfg.images), strict=True))
+    real = dict(zip(cfg.images, subject.real(cfg.images), strict=True))
 
     def run(folder: Path) -> None:
         rows = []
         with Steps("sampling", step * len(chosen)) as steps:
             for k, (i, j) in enumerate(chosen):
-                noise = job.noise([k])
-                between = interpolate(job.model, job.sampler, real[i], real[j], step, weight, noise, steps)
+                noise = subject.noise([k])
+                between = interpolate(subject.model, subject.sampler, real[i], real[j], step, weight, noise, steps)
                 rows.append(torch.cat([real[i][None], between, real[j][None]]))
         columns = ["image", *[f"{w:.2f}" for w in weight.tolist()], "image"]
         title = f"interpolated at t = {float(chain.process.times[step]):g}"
-        plots.save(plots.tiles(job.grey(torch.stack(rows)), columns, None, title), folder / "interpolation.png")
+        plots.save(plots.tiles(subject.grey(torch.stack(rows)), columns, None, title), folder / "interpolation.png")
 
     return run

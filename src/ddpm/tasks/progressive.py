@@ -9,33 +9,33 @@ from ddpm import plots
 from ddpm.grid import grid, save_gif
 from ddpm.progress import Steps
 from ddpm.progressive import evenly
-from ddpm.tasks.job import Job
+from ddpm.subject import Subject
 
 FRAMES = 60
 
 
-def prepare(job: Job) -> Callable[[Path], None]:
+def prepare(subject: Subject) -> Callable[[Path], None]:
     """Check the options; what is returned writes a strip as PNG and the way there as GIF."""
-    columns = job.cfg.points
+    columns = subject.cfg.points
     if columns < 2:
         raise ValueError(f"points must be at least 2, got {columns}")
 
     def run(folder: Path) -> None:
-        chain = job.sampler.chain(job.model)
-        noise = job.noise(range(job.cfg.n))
+        chain = subject.sampler.chain(subject.model)
+        noise = subject.noise(range(subject.cfg.n))
         shown, moving = evenly(chain.T - 1, columns), evenly(chain.T - 1, FRAMES)
         strip, frames = [], []
         with torch.inference_mode(), Steps("sampling", chain.T) as steps:
-            for state in job.sampler.trajectory(job.model, noise):
+            for state in subject.sampler.trajectory(subject.model, noise):
                 steps()
-                both = torch.stack([job.grey(state.x), job.grey(state.x_0)], 1)
+                both = torch.stack([subject.grey(state.x), subject.grey(state.x_0)], 1)
                 if state.step in shown:
                     strip.append(both)
                 if state.step in moving:
-                    frames.append(grid(both.transpose(0, 1).flatten(0, 1), job.cfg.n))
+                    frames.append(grid(both.transpose(0, 1).flatten(0, 1), subject.cfg.n))
         tiles = torch.stack(strip, 2).flatten(0, 1)  # for each sample a row of x and one of x^_0
         times = [f"{float(chain.process.times[step]):g}" for step in shown]
-        rows = [label for _ in range(job.cfg.n) for label in ("$x_t$", r"$\hat{x}_0$")]
+        rows = [label for _ in range(subject.cfg.n) for label in ("$x_t$", r"$\hat{x}_0$")]
         plots.save(plots.tiles(tiles, times, rows, "t ="), folder / "strip.png")
         save_gif(frames, folder / "progressive.gif")
 

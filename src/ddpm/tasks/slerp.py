@@ -9,28 +9,31 @@ from torch import Tensor
 from ddpm import plots
 from ddpm.interpolation import slerp
 from ddpm.progress import Steps
-from ddpm.tasks.job import Job, pairs, weights
+from ddpm.subject import Subject
+from ddpm.tasks.between import pairs, weights
 
 
-def prepare(job: Job) -> Callable[[Path], None]:
+def prepare(subject: Subject) -> Callable[[Path], None]:
     """Check the options; what is returned writes a row for each pair of samples."""
-    weight, chosen = weights(job.cfg.points), pairs(job.cfg.images)
-    if not job.sampler.deterministic:
+    weight, chosen = weights(subject.cfg.points), pairs(subject.cfg.images)
+    if not subject.sampler.deterministic:
         raise ValueError("task=slerp needs a deterministic sampler, such as sampler=ddim, dpm_solver, heun or euler")
 
     def run(folder: Path) -> None:
         rows = []
-        with Steps("sampling", len(chosen) * job.sampler.chain(job.model).T) as steps:
+        with Steps("sampling", len(chosen) * subject.sampler.chain(subject.model).T) as steps:
             for i, j in chosen:
-                a, b = job.noise([i, j])(0)
+                a, b = subject.noise([i, j])(0)
                 between = slerp(a, b, weight)
 
                 def start(step: int, between: Tensor = between) -> Tensor:
                     return between
 
-                rows.append(job.sampler.sample(job.model, start, steps))
+                rows.append(subject.sampler.sample(subject.model, start, steps))
         columns = [f"{w:.2f}" for w in weight.tolist()]
         labels = [f"{i}, {j}" for i, j in chosen]
-        plots.save(plots.tiles(job.grey(torch.stack(rows)), columns, labels, "between latents"), folder / "slerp.png")
+        plots.save(
+            plots.tiles(subject.grey(torch.stack(rows)), columns, labels, "between latents"), folder / "slerp.png"
+        )
 
     return run

@@ -7,7 +7,7 @@ import lightning
 
 from ddpm.lit.callbacks.periodic import Periodic
 from ddpm.lit.module import DDPM
-from ddpm.metrics.features import feature_network
+from ddpm.metrics.features import shared_network
 from ddpm.metrics.fidelity import METRICS, fidelity
 from ddpm.metrics.quality import real_features, sample_features
 from ddpm.progress import Steps
@@ -66,18 +66,9 @@ class FID(Periodic):
         data = trainer.datamodule  # type: ignore[attr-defined]
         source = data.source
 
-        # One process trains or fetches the network, the others then find it.
-        for turn in (trainer.is_global_zero, not trainer.is_global_zero):
-            if turn:
-                self.network = feature_network(
-                    self.features,
-                    data.train,
-                    data.test,
-                    len(source.classes),
-                    source.levels,
-                    self.inception_weights,
-                )
-            trainer.strategy.barrier()
+        self.network = shared_network(
+            self.features, data.train, data.test, len(source.classes), source.levels, self.inception_weights
+        )
         if self.network.accuracy is not None and trainer.is_global_zero:
             print(f"features=classifier: test accuracy {self.network.accuracy:.1%}, network {self.network.digest}")
 

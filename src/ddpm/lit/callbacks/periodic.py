@@ -28,6 +28,10 @@ class Periodic(lightning.Callback):
     def run(self, trainer: lightning.Trainer, module: DDPM) -> None:
         """What to do; called on every rank."""
 
+    def due(self, step: int) -> bool:
+        """Whether `run` is to be called after this step."""
+        return self.every_n_steps is not None and step > 0 and step % self.every_n_steps == 0
+
     def record(self, trainer: lightning.Trainer, module: DDPM, metrics: Mapping[str, float]) -> None:
         """Send metrics to the loggers, and keep them as the latest results."""
         module.results.update(metrics)
@@ -38,7 +42,7 @@ class Periodic(lightning.Callback):
         self._last = trainer.global_step
 
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: DDPM, *args: Any) -> None:  # type: ignore[override]
-        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
+        if self.due(trainer.global_step):
             self._run_once(trainer, pl_module)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: DDPM) -> None:  # type: ignore[override]

@@ -1,0 +1,146 @@
+"""What evaluate.py and sample.py are about: a checkpoint, its data, and the options."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from ddpm import build, checkpoint, processes
+from ddpm.data.images import Images
+from ddpm.data.scaling import as_uint8, to_pixels, to_unit
+from ddpm.data.source import Source, check_split
+from ddpm.diffusion import Diffusion
+from ddpm.noise import IndexedNoise, Stream
+from ddpm.sampler.base import Sampler
+from ddpm.share import Share
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A checkpoint with what belongs to it; data are loaded when they are asked for.
+
+    Attributes:
+        cfg: an `EvaluateConfig` or a `SampleConfig`.
+        config: of the training run, from the checkpoint.
+        model: in evaluation mode, on its device.
+        seed: of the noise.
+        step: optimizer steps that the model was trained for.
+        share: of this process.
+    """
+
+    cfg: Any
+    config: dict[str, Any]
+    model: Diffusion
+    seed: int
+    step: int
+    share: Share
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes what belongs to all, and shows progress."""
+        return self.share.rank == 0
+
+    @property
+    def device(self) -> torch.device:
+        """The model's."""
+        return self.model.process.times.device
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of an image, (C, H, W)."""
+        channels, height, width = self.config["image"]["shape"]
+        return channels, height, width
+
+    @cached_property
+    def sampler_config(self) -> Any:
+        """Of the sampler that is asked for, or that of the training run."""
+        return self.config["sampler"] if self.cfg.sampler is None else OmegaConf.to_container(self.cfg.sampler)
+
+    @cached_property
+    def sampler(self) -> Sampler:
+        """What the configuration describes, for the model's chain."""
+        return build.sampler(self.sampler_config, self.model.T)
+
+    @cached_property
+    def source(self) -> Source:
+        """Where the training run's images come from, or `cfg.data_root` if that is given.
+
+        Only there is anything downloaded: a checkpoint does not decide where files are written.
+        """
+        config = self.config["data"]
+        if self.cfg.data_root is not None:
+            config = config | {"root": self.cfg.data_root}
+        source = build.source({"data": config})
+        if self.cfg.data_root is not None:
+            build.fetch(source)
+        if (source.shape, source.levels) != (self.shape, self.model.levels):
+            raise ValueError(
+                f"the data are {source.shape} with {source.levels} grey levels, but the checkpoint's model is of "
+                f"{self.shape} with {self.model.levels}; evaluate it on data like those it was trained on"
+            )
+        return source
+
+    @cached_property
+    def train(self) -> Images:
+        """The training images."""
+        return self.source.load("train")
+
+    @cached_property
+    def test(self) -> Images:
+        """The test images."""
+        return self.source.load("test")
+
+    @property
+    def split(self) -> Images:
+        """The images of `cfg.split`."""
+        return self.train if self.cfg.split == "train" else self.test
+
+    def count(self, n: int | None) -> int:
+        """How many images of the split n asks for; None asks for all."""
+        found = len(self.split) if n is None else min(n, len(self.split))
+        if found < self.share.world:
+            raise ValueError(f"{found} images are fewer than the {self.share.world} processes; take fewer devices")
+        return found
+
+    def noise(self, indices: Sequence[int]) -> IndexedNoise:
+        """Of the samples with these indices."""
+        return IndexedNoise(self.seed, Stream.SAMPLES, indices, self.shape, self.device)
+
+    def real(self, indices: Sequence[int]) -> Tensor:
+        """Images of the split in [-1, 1], on the model's device, shape (B, C, H, W)."""
+        wrong = [i for i in indices if not 0 <= i < len(self.split)]
+        if wrong or not indices:
+            raise ValueError(
+                f"images must be in 0..{len(self.split) - 1}, of the {self.cfg.split} split, got {wrong or 'none'}"
+            )
+        return to_unit(self.split.pixels(list(indices)), self.model.levels).to(self.device)
+
+    def grey(self, x: Tensor) -> Tensor:
+        """x about in [-1, 1] as uint8 in 0..255, on the CPU."""
+        return as_uint8(to_pixels(x, self.model.levels), self.model.levels).cpu()
+
+
+def subject(cfg: Any) -> Subject:
+    """The checkpoint `cfg.ckpt`, with the weights, device and seed that are asked for."""
+    check_split(cfg.split)
+    if cfg.seed is not None and cfg.seed < 0:
+        raise ValueError(f"seed must be at least 0, got {cfg.seed}")
+    content = checkpoint.read(cfg.ckpt, cfg.trusted)
+    model = checkpoint.model(content, cfg.weights).to(device(cfg.device))
+    config = content["ddpm_config"]
+    seed = config["seed"] if cfg.seed is None else cfg.seed
+    return Subject(cfg, config, model, seed, content["global_step"], processes.share())
+
+
+def device(name: str) -> torch.device:
+    """The device called `name`, this process's if there are several; `auto` is the GPU if there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device={name} is not to be had here; use device=cpu, cuda or auto") from error

@@ -1,0 +1,257 @@
+"""Several processes do what one does: the same numbers, one folder a job, nothing left behind."""
+
+import csv
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from ddpm import processes
+from ddpm.lit.experiment import experiment
+
+ROOT = Path(__file__).parents[2]
+
+PROBE = """
+import lightning, torch
+
+class Probe(lightning.Callback):
+    '''Keeps what each process starts with and trains on.'''
+
+    def on_train_start(self, trainer, module):
+        self.weights = {name: value.clone() for name, value in module.diffusion.network.state_dict().items()}
+        self.drawn, losses = [], module.losses
+
+        def observed(diffusion, x_0, t, noise):
+            self.drawn.append((x_0.clone(), t.clone(), noise.clone()))
+            return losses(diffusion, x_0, t, noise)
+
+        module.losses = observed
+
+    def on_validation_start(self, trainer, module):
+        if not hasattr(self, "training"):
+            self.training = list(self.drawn)
+
+    def on_train_end(self, trainer, module):
+        content = {"weights": self.weights, "drawn": self.training}
+        torch.save(content, f"{trainer.default_root_dir}/probe_{trainer.global_rank}.pt")
+"""
+
+
+def command(*arguments, launcher=(sys.executable,)):
+    return [*launcher, str(ROOT / "train.py"), *arguments]
+
+
+def environment(tmp_path=None):
+    here = os.environ | {"OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "0"}
+    paths = [str(tmp_path)] * bool(tmp_path) + [os.environ["PYTHONPATH"]] * ("PYTHONPATH" in os.environ)
+    return here | {"PYTHONPATH": os.pathsep.join(paths)}
+
+
+def run(arguments, **options):
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, **options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def metrics(folder):
+    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    return {key: [float(row[key]) for row in rows if row[key]] for key in rows[0]}
+
+
+def running(mark):
+    """The processes whose command line or environment holds a text."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                if mark.encode() in (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes():
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found
+
+
+def gone(mark, seconds=20):
+    until = time.monotonic() + seconds
+    while running(mark) and time.monotonic() < until:
+        time.sleep(0.2)
+    return not running(mark)
+
+
+@pytest.fixture(scope="module")
+def two(tiny, tmp_path_factory):
+    """The folder of a run on two processes."""
+    folder = tmp_path_factory.mktemp("two")
+    (folder / "probe.py").write_text(PROBE)
+    options = ("trainer.devices=2", "trainer.limit_val_batches=1.0", "callbacks.fid.n_samples=101")
+    probe = "+callbacks.probe._target_=probe.Probe"
+    run(command(*tiny, *options, probe, f"hydra.run.dir={folder}/run"), env=environment(folder))
+    return folder / "run"
+
+
+@pytest.mark.slow
+def test_processes_start_equal_and_train_on_other_images_times_and_noise(two):
+    first, second = (torch.load(two / f"probe_{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert first["weights"].keys() == second["weights"].keys()
+    assert all(torch.equal(first["weights"][name], second["weights"][name]) for name in first["weights"])
+    assert len(first["drawn"]) == len(second["drawn"]) == 3
+    for mine, others in zip(first["drawn"], second["drawn"], strict=True):
+        assert all(not torch.equal(*pair) for pair in zip(mine, others, strict=True))
+
+
+@pytest.mark.slow
+def test_the_validation_loss_of_two_processes_is_that_of_one(two, compose, tiny, tmp_path):
+    built = experiment(compose("train", *tiny, "trainer.limit_val_batches=1.0", f"output_dir='{tmp_path}'"))
+    content = torch.load(two / "last.ckpt", weights_only=True)
+    built.module.load_state_dict(content["state_dict"])
+    (found,) = built.trainer.validate(built.module, built.data, verbose=False)
+    assert metrics(two)["val/loss"][-1] == pytest.approx(found["val/loss"], rel=1e-5)
+
+
+def evaluated(folder, entry, *arguments):
+    return run([sys.executable, str(ROOT / f"{entry}.py"), *arguments, f"output_dir={folder}"], env=environment())
+
+
+@pytest.fixture(scope="module")
+def scores(two, tmp_path_factory):
+    """Number of processes -> the folder of their evaluation of the same checkpoint."""
+    folders = {}
+    for n in (1, 2):
+        parent = tmp_path_factory.mktemp(f"by_{n}")
+        evaluated(
+            parent,
+            "evaluate",
+            *(f"ckpt={two}/last.ckpt", f"devices={n}", "metrics=[fid,is,kid,prc,nll,rate_distortion,ode]"),
+            *("n_samples=101", "batch_size=8", "nll.n_images=13", "rate_distortion.n_images=3", "ode.n_images=3"),
+            "save_samples=true",
+        )
+        (folders[n],) = parent.iterdir()
+    return folders
+
+
+@pytest.mark.slow
+def test_two_processes_report_the_numbers_of_one(scores):
+    def numbers(value, path=""):
+        if isinstance(value, dict):
+            return [pair for key, each in value.items() for pair in numbers(each, f"{path}.{key}")]
+        if isinstance(value, list):
+            return [pair for i, each in enumerate(value) for pair in numbers(each, f"{path}.{i}")]
+        return [(path, value)]
+
+    one, other = (numbers(json.loads((scores[n] / "metrics.json").read_text())) for n in (1, 2))
+    assert [path for path, _ in one] == [path for path, _ in other]
+    for (path, a), (_, b) in zip(one, other, strict=True):
+        rel = 1e-3 if path == ".ode.standard_error" else 1e-4  # the solver chooses its steps for a whole batch
+        assert b == (pytest.approx(a, rel=rel, abs=1e-6) if isinstance(a, float) else a), path
+
+
+@pytest.mark.slow
+def test_samples_of_two_processes_are_those_of_one_without_duplicates(scores):
+    def digests(folder):
+        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (folder / "samples").iterdir()}
+
+    one, other = digests(scores[1]), digests(scores[2])
+    assert one.keys() == other.keys()
+    assert len(one) == len(set(one.values())) == 101
+    assert sum(one[name] == other[name] for name in one) >= 99  # a rounding may carry a pixel to the next level
+
+
+@pytest.mark.slow
+def test_the_callbacks_of_two_processes_find_what_one_evaluates(two, scores):
+    found = json.loads((scores[1] / "metrics.json").read_text())
+    assert metrics(two)["fid"][-1] == pytest.approx(found["samples"]["fid"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_sampling_is_shared_and_the_grid_is_the_same(two, tmp_path):
+    for n in (1, 2):
+        evaluated(tmp_path / str(n), "sample", f"ckpt={two}/last.ckpt", "n=7", "batch_size=3", f"devices={n}")
+    one, other = (next((tmp_path / str(n)).iterdir()) for n in (1, 2))
+    names = [path.name for path in sorted((one / "images").iterdir())]
+    assert names == [path.name for path in sorted((other / "images").iterdir())] == [f"{i:06d}.png" for i in range(7)]
+    assert (one / "grid.png").read_bytes() == (other / "grid.png").read_bytes()
+
+
+SWEEP = ("loss=simple,vlb", "trainer.devices=2")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["python", "torchrun"])
+def test_a_sweep_on_two_processes_is_one_sweep_and_goes_on_where_it_was_killed(launcher, bare, tmp_path):
+    start = (sys.executable,)
+    if launcher == "torchrun":
+        start = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    sweep = [*bare, *SWEEP, "trainer.max_steps=40", "callbacks.checkpoint.every_n_steps=1"]
+    subdirs = "hydra.sweep.subdir=${hydra:job.num}"
+    typed = command("-m", *sweep, f"hydra.sweep.dir={tmp_path}/cut", subdirs, launcher=start)
+    first, second = tmp_path / "cut" / "0", tmp_path / "cut" / "1"
+
+    process = subprocess.Popen(typed, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 120
+    while not (second / "last.ckpt").exists():
+        assert time.monotonic() < until
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM if launcher == "torchrun" else signal.SIGKILL)
+    process.wait(timeout=60)
+    assert gone(f"{tmp_path}/cut")
+    assert (first / "results.json").exists()
+    assert not (second / "results.json").exists()
+    done = (first / "last.ckpt").stat().st_mtime_ns
+
+    said = run(typed, env=environment())
+    assert f"finished before: {os.path.relpath(first)}" in said
+    assert f"resuming: {os.path.relpath(second)}" in said
+    assert (first / "last.ckpt").stat().st_mtime_ns == done
+    assert gone(f"{tmp_path}/cut")
+    assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == ["0", "1", "multirun.yaml"]
+    for folder in (first, second):
+        assert json.loads((folder / "results.json").read_text())["steps"] == 40
+        assert not list(folder.glob(".lock"))
+    run(command(*bare, *sweep[len(bare) + 1 :], "loss=vlb", f"hydra.run.dir={tmp_path}/whole"), env=environment())
+    whole, cut = (torch.load(folder / "last.ckpt", weights_only=True) for folder in (tmp_path / "whole", second))
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(value, cut["state_dict"][name]), name
+
+
+@pytest.mark.slow
+def test_a_failing_follower_ends_the_job(bare, tmp_path):
+    (tmp_path / "failing.py").write_text(
+        "import lightning, os\n"
+        "class Failing(lightning.Callback):\n"
+        "    def on_train_start(self, trainer, module):\n"
+        "        if trainer.global_rank: os._exit(3)\n"
+    )
+    failing = "+callbacks.failing._target_=failing.Failing"
+    done = subprocess.run(
+        command(*bare, "trainer.devices=2", failing, f"hydra.run.dir={tmp_path}/run"),
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode != 0
+    assert gone(f"{tmp_path}/run")
+
+
+@pytest.mark.parametrize(("asked", "n"), [(1, 1), (3, 3), ("2", 2), ("auto", 1)])
+def test_devices_are_counted_as_lightning_does(asked, n):
+    assert processes.devices("cpu", asked) == n
+
+
+@pytest.mark.parametrize("asked", [0, "many", -2])
+def test_impossible_devices_are_refused(asked):
+    with pytest.raises(ValueError, match="devices="):
+        processes.devices("cpu", asked)
+
+
+def test_several_nodes_ask_for_a_launcher(compose, bare, tmp_path):
+    with pytest.raises(ValueError, match="several nodes are started by torchrun or Slurm"):
+        experiment(compose("train", *bare, "trainer.num_nodes=2", f"output_dir='{tmp_path}'"))
