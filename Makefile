@@ -9,7 +9,7 @@ export MALLOC_MMAP_THRESHOLD_ = 4294967296
 export MALLOC_TRIM_THRESHOLD_ = 17179869184
 export MALLOC_TOP_PAD_ = 268435456
 
-.PHONY: train test fast lint format clean
+.PHONY: train test fast nightly lint format clean
 
 train: .venv/installed
 	$(BIN)/python train.py $(ARGS)
@@ -19,6 +19,9 @@ test: .venv/installed
 
 fast: .venv/installed
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+nightly: .venv/installed
+	DDPM_KILLS=20 $(BIN)/python -m pytest $(ARGS)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

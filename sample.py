@@ -9,6 +9,7 @@ config.register()
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="sample")
+@cli.job
 def main(cfg: DictConfig) -> None:
     cli.check(cfg)
     cli.lead("sample", cfg)

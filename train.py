@@ -9,6 +9,7 @@ config.register()
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
+@cli.job
 def main(cfg: DictConfig) -> None:
     cli.check(cfg)
     with run_folder.claimed(cfg) as job:

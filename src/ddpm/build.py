@@ -1,8 +1,9 @@
 """From a configuration to objects, with the checks that span several groups."""
 
 import inspect
+import pkgutil
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import hydra
 import torch
@@ -34,9 +35,27 @@ def instance(group: str, node: Any, **keywords: Any) -> Any:
     if not isinstance(node, DictConfig) or "_target_" not in node:
         raise ValueError(f"{group} has no _target_, the class to build; choose an option: {group}=...")
     try:
+        _check_types(group, node)
         return hydra.utils.instantiate(node, **keywords)
     except InstantiationException as error:
         raise ValueError(f"{group}: {_reason(error, node)}") from error
+
+
+def _check_types(group: str, node: DictConfig) -> None:
+    """Refuse a setting that is not of the plain type that the constructor declares."""
+    try:
+        target = pkgutil.resolve_name(str(node["_target_"]))
+    except (ImportError, AttributeError, ValueError):
+        return  # Hydra says what is wrong with it
+    declared = get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    settings: dict[Any, Any] = dict(node)
+    for key, value in settings.items():
+        kinds = set(get_args(declared.get(key))) or {declared.get(key)}
+        if kinds <= {int, float, str, bool, type(None)} and isinstance(value, int | float | str | bool | None):
+            fitting = kinds | ({int} if float in kinds else set())
+            if type(value) not in fitting:
+                names = " or ".join(sorted("null" if kind is type(None) else kind.__name__ for kind in kinds))
+                raise ValueError(f"{group}.{key} must be {names}, got {value!r}")
 
 
 def _reason(error: InstantiationException, node: DictConfig) -> str:

@@ -1,6 +1,7 @@
 """What the three entry points share."""
 
 import errno
+import functools
 import os
 import sys
 import time
@@ -9,7 +10,9 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -17,6 +20,8 @@ from ddpm import processes
 
 EXPLAINED = (ValueError, OSError, OmegaConfBaseException, HydraException)
 """Errors that their message explains."""
+FULL = "DDPM_FULL_ERROR"
+"""Holds what HYDRA_FULL_ERROR was set to, also in the processes that a launcher of Hydra's starts."""
 
 
 def start(entry: str, main: Callable[[], None]) -> None:
@@ -26,14 +31,34 @@ def start(entry: str, main: Callable[[], None]) -> None:
         entry: a key of `processes.JOBS`.
         main: Hydra's; it calls `lead` for each job.
     """
-    full = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ[FULL] = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises errors instead of printing them
     try:
         processes.start(entry, main)
     except EXPLAINED as error:
-        if full:
+        if _full():
             raise
         sys.exit(explained(error))
+
+
+def job(main: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
+    """Ends a single run at an error that its message explains; in a sweep Hydra says which job it was."""
+
+    @functools.wraps(main)
+    def wrapped(cfg: DictConfig) -> None:
+        try:
+            main(cfg)
+        except EXPLAINED as error:
+            if _full() or HydraConfig.get().mode != RunMode.RUN:
+                raise
+            sys.exit(explained(error))
+
+    return wrapped
+
+
+def _full() -> bool:
+    """Whether stack traces are asked for."""
+    return os.environ.get(FULL) == "1"
 
 
 def explained(error: BaseException) -> str:

@@ -39,6 +39,8 @@ def claimed(cfg: DictConfig) -> Iterator[DictConfig | None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ValueError(f"another run is writing to {folder}; choose another hydra.run.dir") from error
+        for cut in folder.glob(".*.ckpt.*"):  # a checkpoint that was being written when its process was killed
+            cut.unlink()
         try:
             yield _job(cfg, folder)
         finally:
@@ -101,10 +103,10 @@ def trim(path: Path, step: int) -> None:
     """Keep the rows of a metrics.csv up to a step; those behind it will be written again."""
     if not path.exists():
         return
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        kept = [row for row in reader if (row.get("step") or "").isdigit() and int(row["step"]) <= step]
-        names = reader.fieldnames or []
+    whole_lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    reader = csv.DictReader(whole_lines)
+    kept = [row for row in reader if int(row["step"]) <= step]
+    names = reader.fieldnames or []
     with written(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
@@ -116,6 +118,7 @@ class KeepRuns(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check the folder of the run."""
+        HydraConfig.instance().set_config(config)  # which the name of the folder is made of
         try:
             check_free(Path(config.hydra.run.dir), config.ckpt)
         except ValueError as error:

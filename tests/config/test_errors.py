@@ -13,14 +13,10 @@ from hydra.core.config_store import ConfigStore
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
-from ddpm import checkpoint, cli
+from ddpm import checkpoint
 from ddpm.config import check_targets
-from ddpm.evaluate import evaluate
-from ddpm.lit.experiment import experiment
-from ddpm.sample import sample
 
 ROOT = Path(__file__).parents[2]
-RUN = {"evaluate": evaluate, "sample": sample, "train": lambda cfg: experiment(cfg).run()}
 
 
 def shell(*arguments, cwd=ROOT, **environment):
@@ -34,29 +30,6 @@ def shell(*arguments, cwd=ROOT, **environment):
         timeout=300,
     )
     return done.returncode, done.stderr
-
-
-@pytest.fixture
-def message(compose, tiny, tmp_path):
-    """(entry point, *overrides) -> the one line that the user is shown."""
-
-    def of(name, *overrides):
-        base = tiny if name == "train" else ()
-        cfg = compose(name, *base, f"output_dir={json.dumps(str(tmp_path / 'run'))}", *overrides)
-
-        def checked():
-            cli.check(cfg)
-            RUN[name](cfg)
-
-        with pytest.raises(cli.EXPLAINED) as shown:
-            checked()
-        line = cli.explained(shown.value)
-        assert line.startswith("error: ")
-        assert "\n" not in line
-        assert not list(tmp_path.rglob("*.ckpt"))
-        return line
-
-    return of
 
 
 # ---------------------------------------------------------------- as typed
@@ -224,24 +197,6 @@ def test_a_misspelt_key_without_plus_for_epochs_says_that_the_key_is_unknown(com
 # ---------------------------------------------------------------- checkpoints
 
 
-@pytest.fixture(scope="module")
-def trained(train, tmp_path_factory):
-    """A checkpoint of a tiny run."""
-    folder = tmp_path_factory.mktemp("trained")
-    train(folder, "trainer.max_steps=2")
-    return folder / "last.ckpt"
-
-
-class Payload:
-    """Writes a file when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
-
-
 def given(path):
     return f"ckpt={json.dumps(str(path))}"
 
@@ -263,8 +218,8 @@ def test_a_truncated_checkpoint_is_damaged(message, trained, tmp_path, name, sha
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("write", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))])
 @pytest.mark.parametrize("name", ["evaluate", "sample"])
-def test_code_in_a_checkpoint_is_refused_and_does_not_run(message, tmp_path, name, write):
-    write({"ddpm_config": {}, "payload": Payload(tmp_path / "it_ran")}, tmp_path / "evil")
+def test_code_in_a_checkpoint_is_refused_and_does_not_run(message, payload, tmp_path, name, write):
+    write({"ddpm_config": {}, "payload": payload(tmp_path / "it_ran")}, tmp_path / "evil")
     assert "holds more than tensors and plain values" in message(name, given(tmp_path / "evil"))
     assert not (tmp_path / "it_ran").exists()
 
@@ -280,17 +235,6 @@ def tampered(trained, path, change):
     change(content["ddpm_config"])
     torch.save(content, path)
     return path
-
-
-@pytest.fixture
-def spy(tmp_path, monkeypatch):
-    """A module that leaves a trace when it is imported."""
-    (tmp_path / "spy_module.py").write_text(
-        f"import os; os.mkdir({str(tmp_path / 'it_ran')!r})\nfrom ddpm.schedule.linear import Linear\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    yield tmp_path / "it_ran"
-    sys.modules.pop("spy_module", None)
 
 
 @pytest.mark.parametrize(

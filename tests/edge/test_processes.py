@@ -50,8 +50,7 @@ def command(*arguments, launcher=(sys.executable,)):
 
 def environment(tmp_path=None):
     here = os.environ | {"OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "0"}
-    paths = [str(tmp_path)] * bool(tmp_path) + [os.environ["PYTHONPATH"]] * ("PYTHONPATH" in os.environ)
-    return here | {"PYTHONPATH": os.pathsep.join(paths)}
+    return here | ({"PYTHONPATH": str(tmp_path)} if tmp_path else {})
 
 
 def run(arguments, **options):

@@ -159,13 +159,12 @@ def _first_batch(trainer: lightning.Trainer) -> int:
 
 
 def _seek(trainer: lightning.Trainer) -> None:
-    """Make Lightning's count of batches in the epoch agree with global_step, when it resumes.
+    """Make Lightning's counts of batches agree with global_step, when it resumes.
 
-    A checkpoint from the last batch of a run says that its epoch is over, which a longer run is not; one from
-    amid an accumulation, or with another accumulate_grad_batches, would be out of phase.
+    A checkpoint from the last batch of a run says that its epoch is over, which a longer run is not. One from the
+    start of a batch counts that batch, and would shift validation by one.
     """
     progress: Any = trainer.fit_loop.epoch_loop.batch_progress
     progress.is_last_batch = False
-    # Lightning saves before it counts a batch as completed, and adds the one itself
-    uncounted = progress.total.processed - progress.total.completed
-    progress.current.completed = _first_batch(trainer) - uncounted
+    for counts in (progress.total, progress.current):
+        counts.ready = counts.started = counts.processed = counts.completed = _first_batch(trainer)

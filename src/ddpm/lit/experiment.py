@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import lightning
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import WandbLogger
@@ -109,13 +110,16 @@ def train(cfg: DictConfig) -> None:
 
 def _how_to_go_on(stop: Interrupted, trainer: lightning.Trainer) -> str:
     """Where the checkpoint is, and the command that resumes it."""
-    last = Path(os.path.relpath(trainer.default_root_dir)) / run_folder.LAST
+    folder = Path(os.path.relpath(trainer.default_root_dir))
     name = signal.Signals(stop.signal).name
-    if not last.exists():
+    if not (folder / run_folder.LAST).exists():
         return f"{name}: stopped; there is no checkpoint to resume"
-    typed = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else ["..."]
-    overrides = [override for override in typed if not override.startswith("ckpt=")]
-    command = shlex.join(["python", "train.py", f"ckpt={last}", *overrides])
+    hydra = HydraConfig.get() if HydraConfig.initialized() else None
+    typed = [] if hydra is None else [each for each in hydra.overrides.task if not each.startswith("ckpt=")]
+    place = [f"ckpt={folder / run_folder.LAST}", f"hydra.run.dir={folder}"]
+    command = shlex.join(["python", "train.py", *place, *typed])
+    if hydra is not None and hydra.mode == RunMode.MULTIRUN:
+        command = f"repeat the command with hydra.sweep.dir={os.path.relpath(hydra.sweep.dir)}"
     saved = f"saved after step {trainer.global_step}" if stop.saved else "stopped at once"
     return f"{name}: {saved}; to go on: {command}"
 

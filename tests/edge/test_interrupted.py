@@ -1,0 +1,278 @@
+"""Killed anywhere, a run goes on to what an uninterrupted one is, to the last bit; what is whole stays whole."""
+
+import csv
+import os
+import random
+import resource
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from ddpm.files import written
+from ddpm.run_folder import trim
+
+ROOT = Path(__file__).parents[2]
+KILLS = int(os.environ.get("DDPM_KILLS", "3"))  # 20 in the nightly form
+STEPS = 60
+OPTIONS = (
+    *("time_sampler=importance", "time_sampler.history=1", "network.dropout=0.1", "data.flip=true"),
+    *("trainer.log_every_n_steps=7", "trainer.val_check_interval=10", "trainer.limit_val_batches=1"),
+    *(f"trainer.max_steps={STEPS}", "callbacks.checkpoint.every_n_steps=1"),
+    *("network.multipliers=[1]", "network.attention=[]"),
+)
+
+PROBE = """
+import os, signal, lightning
+
+class KillWhileWriting(lightning.Callback):
+    '''Ends the process amid the nth checkpoint: it is written, but has not taken its place.'''
+
+    def __init__(self, n):
+        self.left, fsync = 2 * n - 1, os.fsync  # each time that of the file and that of its folder
+
+        def counted(handle):
+            self.left -= 1
+            if self.left <= 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            fsync(handle)
+
+        os.fsync = counted
+
+class Slow(lightning.Callback):
+    def on_train_batch_end(self, trainer, *args):
+        import time
+        time.sleep(0.05)
+"""
+
+
+def arguments(bare, folder, *more):
+    return [sys.executable, str(ROOT / "train.py"), *bare, *OPTIONS, f"hydra.run.dir={folder}", *more]
+
+
+@pytest.fixture
+def env(tmp_path):
+    (tmp_path / "probe.py").write_text(PROBE)
+    return os.environ | {"OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "0", "PYTHONPATH": str(tmp_path)}
+
+
+def run(typed, env, code=0):
+    done = subprocess.run(typed, env=env, capture_output=True, text=True, timeout=200)
+    assert done.returncode == code, done.stderr[-3000:]
+    return done.stdout
+
+
+def started(typed, env, folder):
+    """A run that has written its first checkpoint."""
+    process = subprocess.Popen(typed, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 100
+    while not (folder / "last.ckpt").exists():
+        assert time.monotonic() < until
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        time.sleep(0.01)
+    return process
+
+
+def logged(folder):
+    """What metrics.csv holds, in order, but for the speed."""
+    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    return [{key: value for key, value in row.items() if value and key != "images_per_second"} for row in rows]
+
+
+def content(folder):
+    return torch.load(folder / "last.ckpt", weights_only=True)
+
+
+def assert_same(a, b, path="checkpoint"):
+    assert type(a) is type(b), path
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a:
+            assert_same(a[key], b[key], f"{path}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), path
+        for i, pair in enumerate(zip(a, b, strict=True)):
+            assert_same(*pair, f"{path}.{i}")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), path
+    else:
+        assert a == b, path
+
+
+def assert_same_run(folder, whole):
+    """Raw and averaged weights, optimizer, the time sampler's history, losses that are not logged yet, and the log."""
+    cut, uncut = content(folder), content(whole)
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "unlogged", "ddpm_config"):
+        assert_same(cut[part], uncut[part], part)
+    assert logged(folder) == logged(whole)
+
+
+@pytest.fixture(scope="module")
+def whole(bare, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    run(arguments(bare, folder), os.environ | {"OMP_NUM_THREADS": "1"})
+    assert content(folder)["state_dict"]["time_sampler.count"].min() >= 1
+    return folder
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_a_run_ends_as_if_it_had_not_been(bare, whole, env, tmp_path):
+    folder, dice = tmp_path / "run", random.Random(0)
+    kills = resumed = 0
+    while True:
+        ckpt = [f"ckpt={folder}/last.ckpt"] if (folder / "last.ckpt").exists() else []
+        slow = "+callbacks.slow._target_=probe.Slow"
+        if kills == KILLS:
+            run(arguments(bare, folder, *ckpt), env)
+            break
+        before = content(folder)["global_step"] if ckpt else -1
+        process = started(arguments(bare, folder, slow, *ckpt), env, folder)
+        while content(folder)["global_step"] == before:  # it has gone on
+            assert process.poll() is None, process.communicate()[1][-3000:]
+        time.sleep(dice.uniform(0, 0.25))
+        process.kill()
+        process.communicate()
+        kills += 1
+        resumed += content(folder)["global_step"] < STEPS
+    assert resumed == KILLS
+    assert_same_run(folder, whole)
+
+
+@pytest.mark.slow
+def test_killed_while_a_checkpoint_is_written_the_one_before_is_whole(bare, whole, env, tmp_path):
+    folder = tmp_path / "run"
+    killer = ("+callbacks.killer._target_=probe.KillWhileWriting", "+callbacks.killer.n=13")
+    run(arguments(bare, folder, *killer), env, code=-signal.SIGKILL)
+    (left,) = folder.glob(".last.ckpt.*")
+    assert left.stat().st_size > 0
+    assert content(folder)["global_step"] == 12
+    run(arguments(bare, folder, f"ckpt={folder}/last.ckpt"), env)
+    assert_same_run(folder, whole)
+    assert not left.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_go_on(bare, whole, env, tmp_path, signum):
+    folder = tmp_path / "run"
+    rare = ("callbacks.checkpoint.every_n_steps=1000", "callbacks.checkpoint.keep_every_n_steps=null")
+    typed = arguments(bare, folder, *rare, "+callbacks.slow._target_=probe.Slow")
+    process = subprocess.Popen(typed, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    while not (folder / "metrics.csv").exists():
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        time.sleep(0.01)
+    process.send_signal(signum)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 128 + signum
+    assert "Traceback" not in stderr
+    (line,) = [line for line in stdout.splitlines() if "to go on: " in line]
+    step = content(folder)["global_step"]
+    assert 7 <= step < STEPS
+    said, command = line.split("; to go on: ")
+    assert said == f"{signum.name}: saved after step {step}"
+    python, entry, *rest = shlex.split(command)
+    assert (python, entry, *rest[:2]) == ("python", "train.py", "ckpt=run/last.ckpt", "hydra.run.dir=run")
+    again = [sys.executable, str(ROOT / "train.py"), *rest]
+    subprocess.run(again, env=env, cwd=tmp_path, check=True, capture_output=True)
+    assert_same_run(folder, whole)
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_in_one_line_and_leaves_the_last_checkpoint(bare, env, tmp_path):
+    folder = tmp_path / "run"
+    typed = arguments(bare, folder)
+    size = resource.RLIMIT_FSIZE
+    run([*typed, "trainer.max_steps=5"], env)
+    before = (folder / "last.ckpt").read_bytes()
+
+    def full():
+        resource.setrlimit(size, (len(before) // 2, len(before) // 2))
+
+    done = subprocess.run(
+        [*typed, f"ckpt={folder}/last.ckpt"], env=env, capture_output=True, text=True, timeout=100, preexec_fn=full
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "free some space, or choose another folder; what was written before is kept" in line
+    assert (folder / "last.ckpt").read_bytes() == before
+    assert not list(folder.glob(".last.ckpt.*"))
+
+
+@pytest.mark.slow
+def test_a_second_run_in_a_folder_is_refused_and_changes_nothing(bare, env, tmp_path):
+    folder = tmp_path / "run"
+    run(arguments(bare, folder, "trainer.max_steps=3"), env)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for more in ((), ("loss=vlb",)):
+        typed = arguments(bare, folder, "trainer.max_steps=3", *more)
+        done = subprocess.run(typed, env=env, capture_output=True, text=True, timeout=100)
+        assert done.returncode == 1
+        assert "of another run, which would be lost; resume it with ckpt=" in done.stderr
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.slow
+def test_two_runs_at_once_do_not_share_a_folder(bare, env, tmp_path):
+    folder = tmp_path / "run"
+    slow = "+callbacks.slow._target_=probe.Slow"
+    process = started(arguments(bare, folder, slow), env, folder)
+    resume = arguments(bare, folder, f"ckpt={folder}/last.ckpt")
+    done = subprocess.run(resume, env=env, capture_output=True, text=True, timeout=100)
+    process.kill()
+    process.communicate()
+    assert done.returncode == 1
+    assert f"error: another run is writing to {folder}" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quarter", [1, 3])
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_quartile(train, tmp_path, monkeypatch, quarter):
+    from ddpm.lit.module import DDPM
+
+    losses = DDPM.losses
+
+    def poisoned(self, diffusion, x_0, t, noise):
+        found = losses(self, diffusion, x_0, t, noise)
+        ill = (t - 1) * 4 // diffusion.T == quarter - 1
+        return torch.where(ill & self.training & (self.global_step >= 6), torch.nan, found)
+
+    monkeypatch.setattr(DDPM, "losses", poisoned)
+    every = ("trainer.max_steps=20", "callbacks.checkpoint.every_n_steps=5", "trainer.log_every_n_steps=50")
+    with pytest.raises(ValueError, match=rf"since step [78], first in quartile {quarter} of t") as caught:
+        train(tmp_path, *every)
+    assert f"the last good checkpoint is {os.path.relpath(tmp_path / 'last.ckpt')}" in str(caught.value)
+    saved = content(tmp_path)
+    assert saved["global_step"] == 5
+    assert all(value.isfinite().all() for value in saved["state_dict"].values())
+
+
+def test_a_file_is_there_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("before")
+
+    def fails():
+        with written(path, durable=True) as temporary:
+            temporary.write_text("half")
+            raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        fails()
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
+    assert path.read_text() == "before"
+    with written(path, durable=True) as temporary:
+        temporary.write_text("after")
+        assert path.read_text() == "before"
+    assert path.read_text() == "after"
+
+
+def test_the_log_is_cut_at_the_step_that_is_resumed(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text("a,step\n1.0,5\n2.0,10\n3.0,11\n,1")
+    trim(path, 10)
+    assert list(csv.DictReader(path.open())) == [{"a": "1.0", "step": "5"}, {"a": "2.0", "step": "10"}]
