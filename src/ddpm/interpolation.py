@@ -56,7 +56,4 @@ def interpolate(
     mixed = torch.lerp(a, b, weight.to(a).view(-1, 1, 1, 1))
     # Diffusion is linear in x_0, so that the mixture of the noisy images is the noisy mixture.
     x = process.diffuse(mixed, torch.full((len(mixed),), step, device=a.device), noise(0))
-    for state in sampler.trajectory(diffusion, lambda k: noise(k).expand_as(mixed), (step, x)):
-        on_step()
-        x = state.x
-    return x
+    return sampler.sample(diffusion, lambda k: noise(k).expand_as(mixed), on_step, (step, x))

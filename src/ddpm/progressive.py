@@ -63,8 +63,5 @@ def sharing(
     for fraction in fractions:
         step = max(1, round(fraction * length))
         x_t = on_the_way[step]
-        for state in sampler.trajectory(diffusion, many, (step, x_t.expand(n, *shape))):
-            on_step()
-            x = state.x
-        rows.append(torch.cat([x_t, x]))
+        rows.append(torch.cat([x_t, sampler.sample(diffusion, many, on_step, (step, x_t.expand(n, *shape)))]))
     return torch.stack(rows).clamp(-1, 1)

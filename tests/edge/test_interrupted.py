@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from same import assert_same
 
 from ddpm.files import written
 from ddpm.run_folder import trim
@@ -86,22 +87,6 @@ def logged(folder):
 
 def content(folder):
     return torch.load(folder / "last.ckpt", weights_only=True)
-
-
-def assert_same(a, b, path="checkpoint"):
-    assert type(a) is type(b), path
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), path
-        for key in a:
-            assert_same(a[key], b[key], f"{path}.{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), path
-        for i, pair in enumerate(zip(a, b, strict=True)):
-            assert_same(*pair, f"{path}.{i}")
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), path
-    else:
-        assert a == b, path
 
 
 def assert_same_run(folder, whole):

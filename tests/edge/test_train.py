@@ -13,6 +13,7 @@ import lightning
 import pytest
 import torch
 from PIL import Image
+from same import assert_same
 
 from ddpm import build
 from ddpm.config import folder_name, plain
@@ -38,23 +39,6 @@ def metrics(folder):
 
 def weights(content, prefix):
     return {key: value for key, value in content["state_dict"].items() if key.startswith(prefix)}
-
-
-def assert_same(a, b, path="checkpoint"):
-    """Equality to the last bit of nested dicts, lists, values and tensors."""
-    assert type(a) is type(b), path
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), path
-        for key in a:
-            assert_same(a[key], b[key], f"{path}.{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), path
-        for i, pair in enumerate(zip(a, b, strict=True)):
-            assert_same(*pair, f"{path}.{i}")
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), path
-    else:
-        assert a == b, path
 
 
 def assert_same_training(a, b):

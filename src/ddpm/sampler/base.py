@@ -87,15 +87,22 @@ class Sampler(ABC):
             yield state
 
     @torch.inference_mode()
-    def sample(self, diffusion: Diffusion, noise: Noise, on_step: Callable[[], None] = lambda: None) -> Tensor:
+    def sample(
+        self,
+        diffusion: Diffusion,
+        noise: Noise,
+        on_step: Callable[[], None] = lambda: None,
+        start: tuple[int, Tensor] | None = None,
+    ) -> Tensor:
         """Samples, about in [-1, 1], shape (B, C, H, W).
 
         Args:
             diffusion: the model, in evaluation mode.
             noise: step -> standard normal, shape (B, C, H, W).
             on_step: called after each step.
+            start: as in `trajectory`.
         """
-        for state in self.trajectory(diffusion, noise):
+        for state in self.trajectory(diffusion, noise, start):
             on_step()
             x = state.x
         return x
