@@ -20,7 +20,7 @@ from ddpm.metrics.classifier import Classifier, train_classifier
 from ddpm.metrics.features import FeatureNetwork, feature_network, features_of
 from ddpm.metrics.fidelity import fidelity
 from ddpm.metrics.gathered import Gathered
-from ddpm.metrics.inception import inception
+from ddpm.metrics.inception import folded, inception
 from ddpm.metrics.weights import weights_digest
 
 
@@ -125,6 +125,22 @@ def test_inception_metrics_equal_torch_fidelity_on_exported_pngs(tmp_path, incep
         feature_extractor="inception-v3-compat", feature_layer_prc="2048",
         feature_extractor_weights_path=str(inception_file),
     )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_folded_inception_has_the_features_of_torch_fidelity(inception_file):
+    images = torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    plain = inception(inception_file).eval()
+    with torch.no_grad():
+        # random normalisations, which folding must not lose
+        for module in plain.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 1.5)
+        features, logits = (each.clone() for each in plain(images))
+        other = folded(plain)(images)
+    for mine, theirs in zip(other, (features, logits), strict=True):
+        assert (mine - theirs).norm() <= 1e-5 * theirs.norm()
 
 
 def random_features(n, seed=0, dim=8, shift=0.0):

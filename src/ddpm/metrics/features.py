@@ -11,7 +11,7 @@ from tqdm import tqdm
 from ddpm import processes
 from ddpm.data.scaling import as_uint8
 from ddpm.metrics.classifier import Classifier, LabelledImages, train_classifier
-from ddpm.metrics.inception import inception
+from ddpm.metrics.inception import folded, inception
 from ddpm.metrics.weights import weights_digest
 
 # name here: (layer of the features, layer of the logits, rule of resizing)
@@ -50,8 +50,9 @@ class FeatureNetwork:
                 f"use feature_network"
             )
         self.name = name
-        self.extractor = extractor.requires_grad_(False).eval()
         self.digest = weights_digest(extractor.state_dict())
+        extractor.requires_grad_(False).eval()
+        self.extractor = folded(extractor) if name == "inception" else extractor
         self.dim: int = extractor.fc.in_features if name == "inception" else extractor.network[-1].in_features
         self.resize = LAYERS[name][2]
         self.accuracy: float | None = getattr(extractor, "accuracy", None)

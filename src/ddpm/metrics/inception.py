@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, BasicConv2d, FeatureExtractorInceptionV3
 
 from ddpm.metrics.weights import load_weights
 
@@ -52,6 +54,19 @@ def inception(
             )
     except (RuntimeError, AttributeError, TypeError) as error:
         raise ValueError(f"{path} does not hold the weights of torch-fidelity's InceptionV3; {remedy}") from error
+
+
+def folded(extractor: FeatureExtractorInceptionV3) -> FeatureExtractorInceptionV3:
+    """The same function, faster: normalisations become part of the convolutions before them; channels lie innermost.
+
+    Args:
+        extractor: in evaluation mode; changed in place.
+    """
+    for module in extractor.modules():
+        if isinstance(module, BasicConv2d):
+            module.conv = fuse_conv_bn_eval(module.conv, module.bn)
+            module.bn = nn.Identity()
+    return extractor.to(memory_format=torch.channels_last)
 
 
 def _download(path: Path) -> None:
