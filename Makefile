@@ -9,7 +9,7 @@ export MALLOC_MMAP_THRESHOLD_ = 4294967296
 export MALLOC_TRIM_THRESHOLD_ = 17179869184
 export MALLOC_TOP_PAD_ = 268435456
 
-.PHONY: train test fast nightly lint format clean
+.PHONY: train test fast nightly bench lint format clean
 
 train: .venv/installed
 	$(BIN)/python train.py $(ARGS)
@@ -22,6 +22,10 @@ fast: .venv/installed
 
 nightly: .venv/installed
 	DDPM_KILLS=20 $(BIN)/python -m pytest $(ARGS)
+
+bench: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable ".[bench]"
+	$(BIN)/python benchmarks/speed.py docs/benchmarks
 
 lint: .venv/installed
 	$(BIN)/ruff check .

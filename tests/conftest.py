@@ -22,6 +22,7 @@ TINY = (
     "warmup_steps=3",
     "trainer.max_steps=6",
     "trainer.accelerator=cpu",
+    "speed=reference",
     "trainer.val_check_interval=3",
     "trainer.limit_val_batches=2",
     "trainer.log_every_n_steps=2",

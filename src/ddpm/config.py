@@ -48,6 +48,7 @@ class TrainConfig:
     warmup_steps: int = 5000
     num_workers: int = 0
     seed: int = 0
+    speed: str = "auto"
     ckpt: str | None = None
     output_dir: str = MISSING
 
@@ -95,6 +96,7 @@ class EvaluateConfig:
     features: str | None = None
     inception_weights: str | None = None
     sampler: Any = None
+    speed: str = "reference"
     nll: NLLConfig = field(default_factory=NLLConfig)
     rate_distortion: RateDistortionConfig = field(default_factory=RateDistortionConfig)
     ode: ODEConfig = field(default_factory=ODEConfig)
@@ -121,6 +123,7 @@ class SampleConfig:
     batch_size: int = 256
     seed: int | None = None
     sampler: Any = None
+    speed: str = "reference"
     format: str = "png"
     device: str = "auto"
     devices: Any = 1

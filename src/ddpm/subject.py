@@ -9,7 +9,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from ddpm import build, checkpoint, processes
+from ddpm import build, checkpoint, processes, speed
 from ddpm.data.images import Images
 from ddpm.data.scaling import as_uint8, to_pixels, to_unit
 from ddpm.data.source import Source, check_split
@@ -64,6 +64,16 @@ class Subject:
     def sampler(self) -> Sampler:
         """What the configuration describes, for the model's chain."""
         return build.sampler(self.sampler_config, self.model.T)
+
+    @cached_property
+    def sampled(self) -> Diffusion:
+        """The model as it is sampled from: as fast as `cfg.speed` allows."""
+        return speed.sampling(self.model, self.cfg.speed)
+
+    @property
+    def sampled_dtype(self) -> str:
+        """In what the network computes when it is sampled from."""
+        return "float32" if self.sampled is self.model else "bfloat16"
 
     @cached_property
     def source(self) -> Source:
@@ -127,6 +137,7 @@ class Subject:
 def subject(cfg: Any) -> Subject:
     """The checkpoint `cfg.ckpt`, with the weights, device and seed that are asked for."""
     check_split(cfg.split)
+    speed.check(cfg.speed)
     if cfg.seed is not None and cfg.seed < 0:
         raise ValueError(f"seed must be at least 0, got {cfg.seed}")
     content = checkpoint.read(cfg.ckpt, cfg.trusted)

@@ -42,7 +42,7 @@ def prepare(subject: Subject, metrics: Sequence[str]) -> Callable[[Path], dict[s
         steps = sampler.chain(model).T
         with Steps("sampling", math.ceil(len(share.of(n)) / cfg.batch_size) * steps, subject.leads) as progress:
             samples = sample_features(
-                model,
+                subject.sampled,
                 sampler,
                 network,
                 subject.shape,
@@ -78,6 +78,7 @@ def prepare(subject: Subject, metrics: Sequence[str]) -> Callable[[Path], dict[s
             "sampler": subject.sampler_config,
             "steps": steps,
             "dtype": "float32",
+            "samples_dtype": subject.sampled_dtype,
         }
 
     return run

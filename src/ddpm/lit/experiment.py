@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig
 
 import ddpm.lit.callbacks
-from ddpm import build, checkpoint, processes, run_folder
+from ddpm import build, checkpoint, processes, run_folder, speed
 from ddpm.config import MODEL, STORED, plain
 from ddpm.data.batches import TrainBatches
 from ddpm.data.datamodule import DataModule
@@ -153,7 +153,9 @@ def _trainer(config: dict[str, Any], T: int) -> lightning.Trainer:
     max_steps = options.get("max_steps", -1)
     if max_steps < 1:
         raise ValueError(f"training is counted in steps: trainer.max_steps must be at least 1, got {max_steps}")
-    precision = str(options.get("precision", "32-true"))
+    gpu = options["accelerator"] in ("cuda", "gpu") or (options["accelerator"] == "auto" and torch.cuda.is_available())
+    chosen = speed.precision(config["speed"], torch.device("cuda" if gpu else "cpu"))
+    options["precision"] = precision = str(options.get("precision") or chosen)
     if precision not in PRECISIONS:
         raise ValueError(
             f"trainer.precision must be one of {', '.join(PRECISIONS)}, got {precision}: the weights and their average "

@@ -30,7 +30,7 @@ def prepare(subject: Subject) -> Callable[[Path], None]:
         mine = subject.share.of(cfg.n)
         gathered = Gathered(("images",)).to(subject.device)
         with Steps("sampling", math.ceil(len(mine) / cfg.batch_size) * sampler.chain(model).T, subject.leads) as steps:
-            for x, index in draw(model, sampler, subject.shape, mine, subject.seed, cfg.batch_size, steps):
+            for x, index in draw(subject.sampled, sampler, subject.shape, mine, subject.seed, cfg.batch_size, steps):
                 grey = subject.grey(x)
                 gathered.update({"images": grey}, index)
                 if cfg.format == "png":

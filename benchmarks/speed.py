@@ -1,0 +1,276 @@
+"""Speed beside peers: python benchmarks/speed.py OUT, which writes OUT/speed.json and OUT/speed.md.
+
+Every comparison is interleaved in one process, on the same batch; the table gives medians and ratios. `diffusers` is the
+same architecture with the same number of parameters; `lucidrains` (denoising-diffusion-pytorch) is another of about its
+size. Only ratios mean something: the machine drifts.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from denoising_diffusion_pytorch import Unet
+from diffusers import UNet2DModel
+from diffusers.training_utils import EMAModel
+from ema_pytorch import EMA as PytorchEMA
+from torch import Tensor, nn
+
+from ddpm import speed
+from ddpm.data.batches import TrainBatches
+from ddpm.data.fashion_mnist import FashionMNIST
+from ddpm.data.scaling import to_unit
+from ddpm.ema import EMA
+from ddpm.metrics import inception as ours_inception
+from ddpm.network.unet import UNet
+
+
+class Case(NamedTuple):
+    """A network and the batch that it is measured with."""
+
+    name: str
+    batch: int
+    channels: int
+    size: int
+    width: int
+    multipliers: tuple[int, ...]
+    attention: int
+    groups: int
+    repeats: int
+
+
+CASES = (
+    Case("28x28, 1.6 M parameters", 64, 1, 28, 32, (1, 2, 2), 7, 8, 13),
+    Case("CIFAR10, 35.7 M parameters", 8, 3, 32, 128, (1, 2, 2, 2), 16, 32, 9),
+)
+
+
+def networks(case: Case) -> dict[str, nn.Module]:
+    """Ours and the peers', without dropout, which each draws in its own way."""
+    ours = UNet(
+        case.size, case.channels, case.channels, case.width, case.multipliers, 2, (case.attention,), 0.0, case.groups
+    )
+    at = [case.size // 2**i == case.attention for i in range(len(case.multipliers))]
+    diffusers = UNet2DModel(
+        sample_size=case.size,
+        in_channels=case.channels,
+        out_channels=case.channels,
+        block_out_channels=[case.width * m for m in case.multipliers],
+        layers_per_block=2,
+        down_block_types=["AttnDownBlock2D" if here else "DownBlock2D" for here in at],
+        up_block_types=["AttnUpBlock2D" if here else "UpBlock2D" for here in reversed(at)],
+        norm_num_groups=case.groups,
+        attention_head_dim=None,
+        downsample_padding=0,
+        flip_sin_to_cos=False,
+        freq_shift=1,
+    )
+    lucidrains = Unet(dim=case.width, dim_mults=case.multipliers, channels=case.channels)
+    return {"ddpm": ours, "diffusers": diffusers, "lucidrains": lucidrains}
+
+
+def call(name: str, network: nn.Module, x: Tensor, t: Tensor) -> Tensor:
+    """The prediction."""
+    return network(x, t).sample if name == "diffusers" else network(x, t)
+
+
+def interleaved(variants: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Median seconds of each; the first round, which warms up, does not count."""
+    taken: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(repeats):
+        for name, run in variants.items():
+            start = time.perf_counter()
+            run()
+            taken[name].append(time.perf_counter() - start)
+    return {name: statistics.median(seconds[1:]) for name, seconds in taken.items()}
+
+
+def training_step(name: str, network: nn.Module, case: Case, half: bool) -> Callable[[], None]:
+    """Loss, gradients, clipping, Adam and the average of the weights, each package with its own average."""
+    x, noise = torch.randn(2, case.batch, case.channels, case.size, case.size).unbind()
+    t = torch.randint(1000, (case.batch,))
+    optimizer = torch.optim.Adam(network.parameters(), 1e-4)
+    average: Callable[[], None]
+    if name == "diffusers":
+        ema = EMAModel(network.parameters(), 0.9999)
+        average = lambda: ema.step(network.parameters())  # noqa: E731
+    elif name == "lucidrains":
+        theirs = PytorchEMA(network, beta=0.9999, update_every=10)
+        average = theirs.update
+    else:
+        mine = EMA(network)
+        average = lambda: mine.update(network, 1000)  # noqa: E731
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            loss = F.mse_loss(call(name, network, x, t).float(), noise)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        average()
+
+    return step
+
+
+def compared(seconds: dict[str, float], unit: float) -> dict[str, dict[str, float]]:
+    """Rates, and the ratio of each to the same architecture in diffusers."""
+    return {
+        name: {"rate": unit / each, "ratio_to_diffusers": seconds["diffusers"] / each} for name, each in seconds.items()
+    }
+
+
+def training(case: Case) -> dict[str, Any]:
+    """Images a second."""
+    half = speed.bfloat16_is_fast(torch.device("cpu"))
+    nets = networks(case)
+    steps = {name: training_step(name, network, case, False) for name, network in nets.items()}
+    steps["ddpm, speed=auto"] = training_step("ddpm", networks(case)["ddpm"], case, half)
+    return compared(interleaved(steps, case.repeats), case.batch)
+
+
+def sampling(case: Case) -> dict[str, Any]:
+    """Images times network evaluations a second."""
+    x, t = torch.randn(case.batch, case.channels, case.size, case.size), torch.full((case.batch,), 500)
+    nets = {name: network.eval().requires_grad_(False) for name, network in networks(case).items()}
+    runs = {name: (lambda name=name, network=network: call(name, network, x, t)) for name, network in nets.items()}
+    if speed.bfloat16_is_fast(torch.device("cpu")):
+        half = speed.BFloat16(nets["ddpm"])
+        runs["ddpm, speed=auto"] = lambda: half(x, t)
+    with torch.inference_mode():
+        return compared(interleaved(runs, case.repeats), case.batch)
+
+
+def inception_features() -> dict[str, Any]:
+    """Images a second through InceptionV3 with random weights, whose speed is that of the real ones."""
+    from torch_fidelity import feature_extractor_inceptionv3 as theirs
+
+    class Random(theirs.FeatureExtractorInceptionV3):
+        def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+            return None
+
+    theirs.load_state_dict_from_url = lambda *args, **kwargs: {}
+    plain, mine = (Random("inception-v3-compat", ["2048"]).eval().requires_grad_(False) for _ in range(2))
+    nn.Module.load_state_dict(mine, plain.state_dict())
+    mine = ours_inception.folded(mine)
+    images = torch.randint(256, (32, 3, 32, 32), dtype=torch.uint8)
+    with torch.inference_mode():
+        difference = float((plain(images)[0] - mine(images)[0]).norm() / plain(images)[0].norm())
+        seconds = interleaved({"torch-fidelity": lambda: plain(images), "ddpm": lambda: mine(images)}, 6)
+    found = {name: {"rate": 32 / each} for name, each in seconds.items()}
+    return found | {"ratio": seconds["torch-fidelity"] / seconds["ddpm"], "relative_difference": difference}
+
+
+def data() -> dict[str, Any]:
+    """Fashion-MNIST batches of 64 as the training step gets them, images a second."""
+    images = FashionMNIST().load("train")
+    batches = TrainBatches(len(images), 64)
+    start = time.perf_counter()
+    for k in range(500):
+        to_unit(images.pixels(batches.batch(k)), 256)
+    return {"rate": 500 * 64 / (time.perf_counter() - start)}
+
+
+def commands() -> dict[str, Any]:
+    """Seconds from the command to the end of one step, and what Lightning and the callbacks add to a step."""
+    root = Path(__file__).parents[1]
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = {}
+        for steps in (1, 201):
+            options = [
+                "speed=reference",
+                "callbacks=[throughput,progress]",
+                "trainer.val_check_interval=1000",
+                "network.width=8",
+            ]
+            options += ["network.groups=4", f"trainer.max_steps={steps}", f"hydra.run.dir={folder}/{steps}"]
+            start = time.perf_counter()
+            subprocess.run([sys.executable, str(root / "train.py"), *options], check=True, capture_output=True)
+            seconds[steps] = time.perf_counter() - start
+    case = Case("digits", 64, 1, 8, 8, (1, 2), 4, 4, 200)
+    network = UNet(8, 1, 1, 8, (1, 2), 2, (4,), 0.0, 4)
+    plain = interleaved({"step": training_step("ddpm", network, case, False)}, 200)["step"]
+    step = (seconds[201] - seconds[1]) / 200
+    return {
+        "start": seconds[1],
+        "step": step,
+        "plain_step": plain,
+        "overhead": step - plain,
+        "share_of_half_a_second": (step - plain) / 0.5,
+    }
+
+
+def conv_peak() -> dict[str, float]:
+    """The fastest convolution found, GFLOP/s."""
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        best = 0.0
+        for channels, size, batch in ((128, 32, 16), (256, 16, 16), (256, 28, 16)):
+            layer = nn.Conv2d(channels, channels, 3, padding=1).to(dtype).requires_grad_(False)
+            x = torch.randn(batch, channels, size, size, dtype=dtype)
+            flops = 2 * batch * channels**2 * 9 * size**2
+            best = max(best, flops / interleaved({"conv": lambda layer=layer, x=x: layer(x)}, 8)["conv"])
+        found[str(dtype).removeprefix("torch.")] = best / 1e9
+    return found
+
+
+def table(found: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    rows = ["| work | package | rate | ratio to diffusers |", "|---|---|---|---|"]
+    for part, unit in (("training", "images/s"), ("sampling", "image evaluations/s")):
+        for name, packages in found[part].items():
+            for package, each in packages.items():
+                rows.append(
+                    f"| {part}, {name} | {package} | {each['rate']:.1f} {unit} | {each['ratio_to_diffusers']:.2f} |"
+                )
+    rows += ["", "| work | result |", "|---|---|"]
+    features, loop, peak = found["inception"], found["commands"], found["conv_peak_gflops"]
+    rows += [
+        f"| Inception features, 32x32 images | {features['ddpm']['rate']:.1f} images/s, {features['ratio']:.2f} times "
+        f"torch-fidelity, relative difference {features['relative_difference']:.1e} |",
+        f"| Fashion-MNIST batches, scaled | {found['data']['rate']:,.0f} images/s |",
+        f"| from the command to the end of the first step | {loop['start']:.1f} s |",
+        f"| what Lightning and the callbacks add to a step | {1e3 * loop['overhead']:.1f} ms, "
+        f"{loop['share_of_half_a_second']:.1%} of half a second |",
+        f"| fastest convolution | {peak['float32']:.0f} GFLOP/s in float32, {peak['bfloat16']:.0f} in bfloat16 |",
+    ]
+    return "\n".join([*rows, "", found["machine"], ""])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="folder of speed.json and speed.md")
+    out = parser.parse_args().out
+    torch.manual_seed(0)
+    import diffusers
+
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.split(":")[1].strip() for line in lines if "model name" in line]
+    kept = "kept" if "MALLOC_TRIM_THRESHOLD_" in os.environ else "returned"
+    found = {
+        "machine": f"{os.cpu_count()} cores of {names[0]}, torch {torch.__version__}, diffusers {diffusers.__version__}, "
+        f"memory {kept} by the allocator.",
+        "conv_peak_gflops": conv_peak(),
+        "training": {case.name: training(case) for case in CASES},
+        "sampling": {case.name: sampling(case) for case in CASES},
+        "inception": inception_features(),
+        "data": data(),
+        "commands": commands(),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "speed.json").write_text(json.dumps(found, indent=2) + "\n")
+    (out / "speed.md").write_text(table(found))
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()

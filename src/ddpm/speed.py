@@ -1,0 +1,48 @@
+"""Which arithmetic a device is fast with: float32, or bfloat16 where its processor computes with that."""
+
+import torch
+from torch import Tensor, nn
+
+from ddpm.diffusion import Diffusion
+
+SPEEDS = ("auto", "reference")
+
+
+def check(speed: str) -> None:
+    """Raises ValueError unless there is such a setting."""
+    if speed not in SPEEDS:
+        raise ValueError(f"speed must be auto (what is fast here) or reference (float32), got {speed!r}")
+
+
+def bfloat16_is_fast(device: torch.device) -> bool:
+    """Whether the device multiplies in bfloat16 by instructions of its own."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # of newer versions of torch
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def precision(speed: str, device: torch.device) -> str:
+    """Lightning's name of the arithmetic to train in; weights, their average and the optimizer are float32 anyway."""
+    check(speed)
+    return "bf16-mixed" if speed == "auto" and bfloat16_is_fast(device) else "32-true"
+
+
+class BFloat16(nn.Module):
+    """A network that computes in bfloat16 where autocast does, and returns float32."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        with torch.autocast(x_t.device.type, torch.bfloat16):
+            return self.network(x_t, t).float()
+
+
+def sampling(diffusion: Diffusion, speed: str) -> Diffusion:
+    """The model to sample from: its network in bfloat16 if that is asked for and fast, all else as it is."""
+    check(speed)
+    if speed == "auto" and bfloat16_is_fast(diffusion.process.times.device):
+        return diffusion.with_network(BFloat16(diffusion.network))
+    return diffusion

@@ -1,0 +1,90 @@
+"""The setting `speed`: what it picks, that it says so, and that float32 stays float32."""
+
+import json
+
+import pytest
+import torch
+
+from ddpm import speed
+from ddpm.diffusion import Diffusion
+from ddpm.network.unet import UNet
+from ddpm.parameterization.eps import Eps
+from ddpm.process import Process
+from ddpm.schedule.linear import Linear
+from ddpm.variance.fixed_small import FixedSmall
+
+
+@pytest.fixture
+def fast(monkeypatch):
+    monkeypatch.setattr(speed, "bfloat16_is_fast", lambda device: True)
+
+
+@pytest.fixture
+def diffusion():
+    torch.manual_seed(0)
+    network = UNet(8, 1, 1, width=8, multipliers=(1, 2), blocks=1, attention=(4,), dropout=0.0, groups=4)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return Diffusion(network.eval(), Process(Linear(T=20).beta()), Eps(), FixedSmall(), 17)
+
+
+def test_auto_is_bfloat16_only_where_that_is_fast(monkeypatch):
+    for is_fast, chosen in ((True, "bf16-mixed"), (False, "32-true")):
+        monkeypatch.setattr(speed, "bfloat16_is_fast", lambda device, is_fast=is_fast: is_fast)
+        assert speed.precision("auto", torch.device("cpu")) == chosen
+        assert speed.precision("reference", torch.device("cpu")) == "32-true"
+
+
+@pytest.mark.parametrize("found", [{"avx512_bf16": True}, {"amx_bf16": True}, {"avx512_f": True}, {}])
+def test_processors_are_asked_for_their_instructions(monkeypatch, found):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
+    assert speed.bfloat16_is_fast(torch.device("cpu")) == any("bf16" in name for name in found)
+
+
+def test_reference_samples_from_the_model_itself(diffusion, fast):
+    assert speed.sampling(diffusion, "reference") is diffusion
+
+
+def test_auto_samples_in_bfloat16_and_returns_float32(diffusion, fast):
+    x, t = torch.randn(3, 1, 8, 8), torch.tensor([1, 10, 20])
+    with torch.inference_mode():
+        mine, theirs = (each.predict(x, t).y for each in (speed.sampling(diffusion, "auto"), diffusion))
+    assert mine.dtype == torch.float32
+    assert 0 < (mine - theirs).norm() / theirs.norm() < 0.03
+
+
+def test_training_in_bfloat16_keeps_weights_and_averages_in_float32(train, tmp_path, fast):
+    run = train(tmp_path, "speed=auto", "trainer.max_steps=2")
+    assert run.trainer.precision == "bf16-mixed"
+    state = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    assert {value.dtype for name, value in state.items() if "network" in name} == {torch.float32}
+
+
+def test_what_the_user_says_of_the_precision_comes_first(train, tmp_path, fast):
+    run = train(tmp_path, "speed=auto", "trainer.precision=32-true", "trainer.max_steps=1")
+    assert run.trainer.precision == "32-true"
+
+
+def test_an_evaluation_states_in_what_it_sampled(train, compose, tmp_path, fast):
+    from ddpm.evaluate import evaluate
+
+    train(tmp_path / "run", "trainer.max_steps=1")
+    options = (f"ckpt='{tmp_path}/run/last.ckpt'", "metrics=[is,nll]", "features=classifier", "n_samples=16")
+    for chosen, dtype in (("auto", "bfloat16"), ("reference", "float32")):
+        out = f"output_dir='{tmp_path}/{chosen}'"
+        evaluate(compose("evaluate", *options, f"speed={chosen}", "nll.n_images=4", out))
+        found = json.loads(next((tmp_path / chosen).rglob("metrics.json")).read_text())
+        assert found["samples"]["samples_dtype"] == dtype
+        assert found["nll"]["dtype"] == "float32"
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate"])
+def test_another_speed_is_refused(compose, bare, train, tmp_path, name):
+    from ddpm.evaluate import evaluate
+
+    if name == "train":
+        with pytest.raises(ValueError, match="speed must be auto"):
+            train(tmp_path, "speed=fast")
+    else:
+        with pytest.raises(ValueError, match="speed must be auto"):
+            evaluate(compose("evaluate", "ckpt=nowhere", "speed=fast"))
