@@ -1,8 +1,8 @@
 """Speed beside peers: python benchmarks/speed.py OUT, which writes OUT/speed.json and OUT/speed.md.
 
-Every comparison is interleaved in one process, on the same batch; the table gives medians and ratios. `diffusers` is the
-same architecture with the same number of parameters; `lucidrains` (denoising-diffusion-pytorch) is another of about its
-size. Only ratios mean something: the machine drifts.
+Every comparison is interleaved in one process, on the same batch; the table gives medians and ratios. `diffusers` is
+the same architecture with the same number of parameters; `lucidrains` (denoising-diffusion-pytorch) is another of about
+its size. Only ratios mean something: the machine drifts.
 """
 
 import argparse
@@ -257,8 +257,8 @@ def main() -> None:
     names = [line.split(":")[1].strip() for line in lines if "model name" in line]
     kept = "kept" if "MALLOC_TRIM_THRESHOLD_" in os.environ else "returned"
     found = {
-        "machine": f"{os.cpu_count()} cores of {names[0]}, torch {torch.__version__}, diffusers {diffusers.__version__}, "
-        f"memory {kept} by the allocator.",
+        "machine": f"{os.cpu_count()} cores of {names[0]}, torch {torch.__version__}, "
+        f"diffusers {diffusers.__version__}, memory {kept} by the allocator.",
         "conv_peak_gflops": conv_peak(),
         "training": {case.name: training(case) for case in CASES},
         "sampling": {case.name: sampling(case) for case in CASES},

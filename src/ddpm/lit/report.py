@@ -53,8 +53,8 @@ def summary(trainer: lightning.Trainer, module: DDPM, data: DataModule, config: 
     print(f"folder: {os.path.relpath(trainer.default_root_dir)}")
     if trainer.strategy.root_device.type == "cpu" and sys.platform == "linux" and not ALLOCATOR & {*os.environ}:
         print(
-            "note: the memory allocator returns large blocks after every layer, which makes small networks about 1.3 times "
-            "slower; `make train` sets MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_ and MALLOC_TOP_PAD_ against it"
+            "note: the memory allocator returns large blocks after every layer, which makes small networks about 1.3 "
+            "times slower; `make train` sets MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_ and MALLOC_TOP_PAD_ for it"
         )
 
 
