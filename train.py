@@ -13,8 +13,7 @@ config.register()
 def main(cfg: DictConfig) -> None:
     cli.check(cfg)
     with run_folder.claimed(cfg) as job:
-        if job is not None:
-            cli.lead("train", job)
+        cli.lead("train", job)
 
 
 if __name__ == "__main__":

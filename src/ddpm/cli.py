@@ -73,8 +73,10 @@ def explained(error: BaseException) -> str:
     return f"error: {str(error).splitlines()[0]}"
 
 
-def lead(entry: str, cfg: DictConfig) -> Any:
-    """Carry out the job of an entry point, on as many processes as it asks for."""
+def lead(entry: str, cfg: DictConfig | None) -> Any:
+    """Carry out the job of an entry point, on as many processes as it asks for; None is nothing to do."""
+    if cfg is None:
+        return processes.lead(entry, None, 1)
     kind, asked = (cfg.trainer.accelerator, cfg.trainer.devices) if entry == "train" else (cfg.device, cfg.devices)
     return processes.lead(entry, cfg, processes.devices(kind, asked))
 

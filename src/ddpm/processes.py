@@ -34,6 +34,8 @@ JOBS = {
     "sample": ("ddpm.sample", "sample"),
 }
 """What each entry point carries out: module and function."""
+NOTHING: dict[str, Any] = {}
+"""Sent in place of a configuration when a job has nothing to do."""
 GRACE = 15.0
 """Seconds that the other processes are given to end by themselves."""
 
@@ -140,8 +142,7 @@ def start(entry: str, main: Callable[[], None]) -> None:
         entry: a key of `JOBS`.
         main: calls `lead` for each job; run by the leader alone.
     """
-    _join()
-    if share().rank > 0:
+    if join().rank > 0:
         _follow(entry)
     else:
         main()
@@ -150,15 +151,15 @@ def start(entry: str, main: Callable[[], None]) -> None:
         dist.destroy_process_group()
 
 
-def lead(entry: str, cfg: DictConfig, wanted: int) -> Any:
+def lead(entry: str, cfg: DictConfig | None, wanted: int) -> Any:
     """Carry out a job on as many processes as are wanted, or as there are.
 
     Args:
         entry: a key of `JOBS`.
-        cfg: the job's configuration.
+        cfg: the job's configuration; None if there is nothing to do, which the other processes wait to hear.
         wanted: processes of this machine; where torchrun or Slurm started them, these are taken.
     """
-    _join()  # a job that a launcher of Hydra's starts comes here directly, on each of its tasks
+    join()
     if dist.is_initialized() or wanted == 1:
         return _carry_out(entry, cfg)
     with _followers(entry, wanted):
@@ -167,21 +168,22 @@ def lead(entry: str, cfg: DictConfig, wanted: int) -> Any:
     return result
 
 
-def _carry_out(entry: str, cfg: DictConfig) -> Any:
-    if dist.is_initialized():
-        config = agreed(OmegaConf.to_container(cfg, resolve=True))
-        cfg = cfg if share().rank == 0 else OmegaConf.create(config)
+def _carry_out(entry: str, cfg: DictConfig | None) -> Any:
+    config = agreed(NOTHING if cfg is None else OmegaConf.to_container(cfg, resolve=True))
+    if config == NOTHING:
+        return None
     module, function = JOBS[entry]
-    return getattr(importlib.import_module(module), function)(cfg)
+    return getattr(importlib.import_module(module), function)(cfg if share().rank == 0 else OmegaConf.create(config))
 
 
 def _follow(entry: str) -> None:
     """Carry out what the leader sends until it sends nothing; only errors are said aloud."""
-    module, function = JOBS[entry]
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the rest of the process)
     try:
         while (config := agreed(None)) is not None:
-            getattr(importlib.import_module(module), function)(OmegaConf.create(config))
+            if config != NOTHING:
+                module, function = JOBS[entry]
+                getattr(importlib.import_module(module), function)(OmegaConf.create(config))
     except KeyboardInterrupt:
         sys.exit(130)
     except (ValueError, OSError) as error:
@@ -192,10 +194,13 @@ def _follow(entry: str) -> None:
         sys.exit(f"process {share().rank}: the first process has ended")
 
 
-def _join() -> None:
-    """Connect the processes that torchrun or Slurm has started, if there are several, once."""
+def join() -> Share:
+    """Connect the processes that torchrun or Slurm has started, if there are several, once; this one's place.
+
+    A job that a launcher of Hydra's starts comes here on each of its tasks, without `start`.
+    """
     if dist.is_initialized():
-        return
+        return share()
     if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
         slurm = SLURMEnvironment()
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = slurm.main_address, str(slurm.main_port)
@@ -206,6 +211,7 @@ def _join() -> None:
     several = int(os.environ.get("WORLD_SIZE", 1)) > 1
     if several and {"RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} <= set(os.environ):
         _connect()
+    return share()
 
 
 def _connect(**options: Any) -> None:

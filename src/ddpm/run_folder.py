@@ -15,6 +15,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from ddpm import processes
 from ddpm.files import written
 
 LAST = "last.ckpt"
@@ -32,6 +33,9 @@ def claimed(cfg: DictConfig) -> Iterator[DictConfig | None]:
     Raises:
         ValueError: the folder holds another run, or another process is writing to it.
     """
+    if processes.join().rank > 0:
+        yield cfg  # the first process decides
+        return
     folder = Path(cfg.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
@@ -39,8 +43,9 @@ def claimed(cfg: DictConfig) -> Iterator[DictConfig | None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ValueError(f"another run is writing to {folder}; choose another hydra.run.dir") from error
-        for cut in folder.glob(".*.ckpt.*"):  # a checkpoint that was being written when its process was killed
-            cut.unlink()
+        for cut in folder.glob(".*.ckpt.*"):
+            if cut.suffix[1:].isdigit():  # a checkpoint that was being written when its process was killed
+                cut.unlink()
         try:
             yield _job(cfg, folder)
         finally:

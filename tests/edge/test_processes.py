@@ -169,6 +169,14 @@ def test_the_callbacks_of_two_processes_find_what_one_evaluates(two, scores):
 
 
 @pytest.mark.slow
+def test_the_grid_of_a_run_on_two_processes_is_that_of_one(two, tmp_path):
+    options = (f"ckpt={two}/last.ckpt", "n=4")
+    evaluated(tmp_path, "sample", *options)
+    (folder,) = tmp_path.iterdir()
+    assert (two / "samples" / "step_0000006.png").read_bytes() == (folder / "grid.png").read_bytes()
+
+
+@pytest.mark.slow
 def test_sampling_is_shared_and_the_grid_is_the_same(two, tmp_path):
     for n in (1, 2):
         evaluated(tmp_path / str(n), "sample", f"ckpt={two}/last.ckpt", "n=7", "batch_size=3", f"devices={n}")
@@ -218,6 +226,30 @@ def test_a_sweep_on_two_processes_is_one_sweep_and_goes_on_where_it_was_killed(l
     whole, cut = (torch.load(folder / "last.ckpt", weights_only=True) for folder in (tmp_path / "whole", second))
     for name, value in whole["state_dict"].items():
         assert torch.equal(value, cut["state_dict"][name]), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["run", "sweep whose launcher starts every task"])
+def test_the_tasks_of_slurm_train_together(bare, tmp_path, way):
+    typed = command(*bare, f"hydra.run.dir={tmp_path}/run", "trainer.devices=2")
+    if way != "run":  # as the launcher does: each task calls the job's function itself
+        code = (
+            "import runpy, sys; from ddpm import processes; processes.start = lambda entry, main: main(); "
+            f"sys.argv[0] = {str(ROOT / 'train.py')!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
+        )
+        typed = [sys.executable, "-c", code, *typed[2:]]
+    tasks = []
+    for rank in ("0", "1"):
+        slurm = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1"}
+        slurm |= {"SLURM_PROCID": rank, "SLURM_LOCALID": rank, "SLURM_NODEID": "0", "SLURM_NODELIST": "127.0.0.1"}
+        slurm |= {"SLURM_NTASKS_PER_NODE": "2"}
+        tasks.append(subprocess.Popen(typed, env=environment() | slurm, stderr=subprocess.PIPE, text=True))
+    for task in tasks:
+        _, stderr = task.communicate(timeout=120)
+        assert task.returncode == 0, stderr[-3000:]
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["steps"] == 6
+    content = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    assert content["ddpm_config"]["total_batch"] == 32
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import lightning
-import torch
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
 from ddpm.data.scaling import as_uint8, to_pixels
@@ -11,8 +10,10 @@ from ddpm.draw import draw
 from ddpm.grid import grid, save_png
 from ddpm.lit.callbacks.periodic import Periodic
 from ddpm.lit.module import DDPM
+from ddpm.metrics.gathered import Gathered
 from ddpm.progress import Steps
 from ddpm.sampler.base import Sampler
+from ddpm.share import Share
 
 
 class Samples(Periodic):
@@ -35,14 +36,21 @@ class Samples(Periodic):
         self.sampler = sampler
         self.seed = seed
 
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: DDPM) -> None:  # type: ignore[override]
+        if self.n < trainer.world_size:
+            raise ValueError(f"callbacks.samples.n must be at least {trainer.world_size}, one for each process")
+
     def run(self, trainer: lightning.Trainer, module: DDPM) -> None:
-        if not trainer.is_global_zero:
-            return
         source = trainer.datamodule.source  # type: ignore[attr-defined]
         model = module.averaged
-        with Steps("samples", self.sampler.chain(model).T) as progress:
-            drawn = draw(model, self.sampler, source.shape, range(self.n), self.seed, self.n, progress)
-            x = torch.cat([batch.x for batch in drawn])
+        mine = Share(trainer.global_rank, trainer.world_size).of(self.n)
+        gathered = Gathered(("x",)).to(module.device)
+        with Steps("samples", self.sampler.chain(model).T, trainer.is_global_zero) as progress:
+            for x, index in draw(model, self.sampler, source.shape, mine, self.seed, self.n, progress):
+                gathered.update({"x": x}, index)
+        x = gathered.compute()["x"]
+        if not trainer.is_global_zero:
+            return
         image = grid(as_uint8(to_pixels(x, source.levels), source.levels).cpu())
         path = save_png(image, Path(trainer.default_root_dir) / "samples" / f"step_{trainer.global_step:07d}.png")
         for logger in trainer.loggers:
