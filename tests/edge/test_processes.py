@@ -253,6 +253,29 @@ def test_the_tasks_of_slurm_train_together(bare, tmp_path, way):
 
 
 @pytest.mark.slow
+def test_a_signal_to_the_first_process_stops_all_at_one_step(bare, tmp_path):
+    folder = tmp_path / "run"
+    options = ("trainer.devices=2", "trainer.max_steps=100000", "callbacks.checkpoint.every_n_steps=1000000")
+    process = subprocess.Popen(
+        command(*bare, *options, f"hydra.run.dir={folder}"),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (folder / "metrics.csv").exists():
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "Traceback" not in stderr
+    step = torch.load(folder / "last.ckpt", weights_only=True)["global_step"]
+    assert f"SIGTERM: saved after step {step}; to go on: " in stdout
+    assert gone(f"{tmp_path}/run")
+
+
+@pytest.mark.slow
 def test_a_failing_follower_ends_the_job(bare, tmp_path):
     (tmp_path / "failing.py").write_text(
         "import lightning, os\n"
