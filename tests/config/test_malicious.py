@@ -97,6 +97,26 @@ def test_an_attack_is_refused_in_one_line_and_does_nothing(attack, message, tmp_
     assert {path for path in tmp_path.rglob("*") if "run" not in path.parts} == before
 
 
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("ddpm_config.image.shape", ["1", "8", "8"]),
+        ("ddpm_config.image.shape", 8),
+        ("ddpm_config.image", [1, 8, 8]),
+        ("ddpm_config.image.levels", -17),
+        ("ddpm_config.seed", "0"),
+        ("ddpm_config.evaluation", None),
+        ("state_dict", [1]),
+    ],
+)
+def test_entries_of_the_wrong_kind_are_one_line(trained, message, tmp_path, path, value):
+    content = torch.load(trained, weights_only=True)
+    put(content, path, value)
+    torch.save(content, tmp_path / "odd")
+    line = message("evaluate", f"ckpt={json.dumps(str(tmp_path / 'odd'))}", *WAYS["evaluate"])
+    assert "is not a whole checkpoint of ddpm" in line
+
+
 @pytest.mark.slow
 def test_as_typed_an_attack_is_one_line_and_a_failure(attack, tmp_path):
     ckpt, ran = attack("nested")

@@ -250,9 +250,11 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path):
         fails()
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
     assert path.read_text() == "before"
-    with written(path, durable=True) as temporary:
-        temporary.write_text("after")
-        assert path.read_text() == "before"
+    with path.open() as reader:
+        with written(path, durable=True) as temporary:
+            temporary.write_text("after")
+            assert path.read_text() == "before"
+        assert reader.read() == "before"  # another file took its place, in one step
     assert path.read_text() == "after"
 
 
