@@ -20,7 +20,7 @@ from ddpm.run_folder import trim
 
 ROOT = Path(__file__).parents[2]
 KILLS = int(os.environ.get("DDPM_KILLS", "3"))  # 20 in the nightly form
-STEPS = 60
+STEPS = max(60, 15 * KILLS)  # a kill comes after at most a dozen steps
 OPTIONS = (
     *("time_sampler=importance", "time_sampler.history=1", "network.dropout=0.1", "data.flip=true"),
     *("trainer.log_every_n_steps=7", "trainer.val_check_interval=10", "trainer.limit_val_batches=1"),

@@ -232,6 +232,18 @@ def test_resuming_is_exact_with_accumulation_validation_and_workers(train, tmp_p
     assert_same_training(read(tmp_path / "second"), read(tmp_path / "whole"))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("k", [9, 10, 11])
+def test_a_resumed_run_logs_the_losses_of_the_uninterrupted_one(train, tmp_path, k):
+    options = ("trainer.val_check_interval=5", "trainer.log_every_n_steps=7", "trainer.max_steps=21")
+    train(tmp_path / "whole", *options)
+    train(tmp_path / "first", *options, f"trainer.max_steps={k}")
+    train(tmp_path / "second", *options, f"ckpt='{tmp_path}/first/last.ckpt'")
+    whole, cut = (metrics(tmp_path / name) for name in ("whole", "second"))
+    assert cut["train/loss"] == whole["train/loss"][k // 7 :]
+    assert cut["val/loss"] == whole["val/loss"][k // 5 :]
+
+
 def test_resuming_a_finished_run_asks_for_more_steps(uninterrupted, train, tmp_path):
     with pytest.raises(ValueError, match=r"trained for 6 steps already; give a trainer"):
         train(tmp_path, *REPEATED, f"ckpt='{uninterrupted}/last.ckpt'")

@@ -107,6 +107,10 @@ class DDPM(lightning.LightningModule):
         self.log("val/loss", self.validation_loss, prog_bar=True)
         self.log("step", float(self.global_step), batch_size=len(losses))
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Keep Lightning's own count of steps, by which it logs, right: resuming where it has validated shifts it."""
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.global_step
+
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log the loss since the last time, over all processes, also by quarter of the time range."""
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
