@@ -58,7 +58,11 @@ class Subject:
     @cached_property
     def sampler_config(self) -> Any:
         """Of the sampler that is asked for, or that of the training run."""
-        return self.config["sampler"] if self.cfg.sampler is None else OmegaConf.to_container(self.cfg.sampler)
+        return (
+            self.config["sampler"]
+            if self.cfg.sampler is None
+            else OmegaConf.to_container(self.cfg.sampler, resolve=True)
+        )
 
     @cached_property
     def sampler(self) -> Sampler:

@@ -93,8 +93,9 @@ class DataModule(lightning.LightningDataModule):
         self._is_set_up = False
 
     def prepare_data(self) -> None:
-        """Let one process of each machine fetch the data."""
-        self.source.prepare()
+        """Let one process of each machine fetch the data, unless they are loaded."""
+        if not self._is_set_up:
+            self.source.prepare()
 
     def setup(self, stage: str | None = None) -> None:
         """Load both splits, once."""

@@ -32,12 +32,12 @@ from ddpm.lit.module import DDPM
 
 EXPECTED_WARNINGS = (
     r"Found \d+ module\(s\) in eval mode",  # the averaged network stays in evaluation mode
-    r"Experiment logs directory",  # the run's folder already holds its configuration
     r".*does not have many workers",  # data in memory needs none
     r".*treespec, LeafSpec",  # of Lightning's own code
     r"Grad strides do not match bucket view",  # of 1x1 convolutions, whose strides mean nothing
     r"It is recommended to use `self.log\('step'",  # the same on every process
 )
+GPU = ("cuda", "gpu")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
@@ -95,11 +95,15 @@ def experiment(cfg: DictConfig) -> Experiment:
     module.config = _stored(config, source.shape, source.levels) | {"total_batch": total_batch}
     if config["ckpt"] is not None:
         step = _check_resume(config, module.config, trainer.max_steps)
-        if trainer.is_global_zero and run_folder.goes_on(config["ckpt"], config["output_dir"]):
-            run_folder.trim(Path(config["output_dir"]) / run_folder.METRICS, step)
     data = DataModule(source, config["batch_size"], config["seed"], config["num_workers"])
     data.setup()
     TrainBatches(len(data.train), config["batch_size"], config["seed"], world=trainer.world_size)  # that one fits
+    if (
+        config["ckpt"] is not None
+        and trainer.is_global_zero
+        and run_folder.goes_on(config["ckpt"], config["output_dir"])
+    ):
+        run_folder.trim(Path(config["output_dir"]) / run_folder.METRICS, step)  # last, when nothing can be refused
     return Experiment(trainer, module, data, config)
 
 
@@ -153,8 +157,9 @@ def _trainer(config: dict[str, Any], T: int) -> lightning.Trainer:
     max_steps = options.get("max_steps", -1)
     if max_steps < 1:
         raise ValueError(f"training is counted in steps: trainer.max_steps must be at least 1, got {max_steps}")
-    gpu = options["accelerator"] in ("cuda", "gpu") or (options["accelerator"] == "auto" and torch.cuda.is_available())
-    chosen = speed.precision(config["speed"], torch.device("cuda" if gpu else "cpu"))
+    if options["accelerator"] == "auto":
+        options["accelerator"] = "cuda" if torch.cuda.is_available() else "cpu"
+    chosen = speed.precision(config["speed"], torch.device("cuda" if options["accelerator"] in GPU else "cpu"))
     options["precision"] = precision = str(options.get("precision") or chosen)
     if precision not in PRECISIONS:
         raise ValueError(
@@ -163,8 +168,6 @@ def _trainer(config: dict[str, Any], T: int) -> lightning.Trainer:
         )
     if options.get("accelerator") == "mps":
         raise ValueError("trainer.accelerator=mps has no float64, which the tables need; use trainer.accelerator=cpu")
-    if options.get("accelerator") == "auto":
-        options["accelerator"] = "cuda" if torch.cuda.is_available() else "cpu"
     if isinstance(options.get("val_check_interval"), int):
         options["val_check_interval"] *= options.get("accumulate_grad_batches", 1)  # Lightning counts batches
     _match_processes(options)

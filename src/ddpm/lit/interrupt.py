@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM: finish the step, save a checkpoint, stop."""
 
+import os
 import signal
 from types import FrameType
 from typing import Any
@@ -8,7 +9,7 @@ import lightning
 
 from ddpm.lit.callbacks.checkpoint import Checkpoint
 from ddpm.lit.module import DDPM
-from ddpm.processes import most
+from ddpm.processes import most, share
 
 
 class Interrupted(BaseException):
@@ -63,4 +64,6 @@ class Interrupt(lightning.Callback):
         if self._signal or not self._stepping:
             raise Interrupted(signum, False)
         self._signal = signum
-        print(f"\n{signal.Signals(signum).name}: stopping after this step; once more to stop at once", flush=True)
+        if share().rank == 0:
+            said = f"\n{signal.Signals(signum).name}: stopping after this step; once more to stop at once\n"
+            os.write(2, said.encode())  # print is not to be used amid another print, where a signal may come
