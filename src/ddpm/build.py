@@ -89,13 +89,14 @@ def check_variance(loss: Loss, variance: Variance) -> None:
         )
 
 
-def diffusion(cfg: Any, shape: tuple[int, int, int], levels: int) -> Diffusion:
+def diffusion(cfg: Any, shape: tuple[int, int, int], levels: int, classes: int) -> Diffusion:
     """The model that the groups schedule, parameterization, variance and network describe.
 
     Args:
         cfg: the configuration.
         shape: of an image, (C, H, W); H = W.
         levels: number of grey levels.
+        classes: that the network can be given; 0 for an unconditional one, which need not know of classes.
     """
     channels, height, width = shape
     if height != width:
@@ -109,12 +110,14 @@ def diffusion(cfg: Any, shape: tuple[int, int, int], levels: int) -> Diffusion:
         image_size=height,
         in_channels=channels,
         out_channels=channels * (1 + variance.extra_channels),
+        **({"classes": classes} if classes else {}),
     )
     try:
         process = Process(instance("schedule", cfg["schedule"]).beta())
     except (ValueError, TypeError) as error:
         raise ValueError(str(error) if "schedule" in str(error) else f"schedule: {error}") from error
-    return Diffusion(network, process, instance("parameterization", cfg["parameterization"]), variance, levels)
+    parameterization = instance("parameterization", cfg["parameterization"])
+    return Diffusion(network, process, parameterization, variance, levels, classes)
 
 
 def source(cfg: Any) -> Source:

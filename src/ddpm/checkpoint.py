@@ -42,6 +42,7 @@ def read(path: str | Path, trusted: Sequence[str] = ()) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("ddpm_config"), dict):
         raise ValueError(f"{path} is not a checkpoint of ddpm; give a file written by train.py, such as last.ckpt")
     config = content["ddpm_config"]
+    config.setdefault("conditioning", {"_target_": "ddpm.conditioning.unconditional.Unconditional"})
     strange = sorted(map(str, {*content} - CONTENT)) + sorted(f"ddpm_config.{key}" for key in {*config} - STORED)
     if strange:
         raise ValueError(f"{path} holds {strange[0]}, which ddpm never writes; it is refused")
@@ -57,8 +58,8 @@ def _is_plausible(config: dict[str, Any]) -> bool:
     if not (isinstance(image, dict) and isinstance(evaluation, dict) and {"shape", "levels"} <= {*image}):
         return False
     shape = image["shape"]
-    numbers = [config["seed"], image["levels"], *(shape if isinstance(shape, list) else [])]
-    return len(numbers) == 5 and all(isinstance(number, int) and number >= 0 for number in numbers)
+    numbers = [config["seed"], image["levels"], image.get("classes", 0), *(shape if isinstance(shape, list) else [])]
+    return len(numbers) == 6 and all(isinstance(number, int) and number >= 0 for number in numbers)
 
 
 def model(content: dict[str, Any], weights: str = "ema") -> "Diffusion":
@@ -75,7 +76,8 @@ def model(content: dict[str, Any], weights: str = "ema") -> "Diffusion":
     if weights not in PREFIXES:
         raise ValueError(f"weights must be ema or raw, got {weights!r}")
     config = content["ddpm_config"]
-    diffusion = build.diffusion(config, tuple(config["image"]["shape"]), config["image"]["levels"])
+    image = config["image"]
+    diffusion = build.diffusion(config, tuple(image["shape"]), image["levels"], image.get("classes", 0))
     prefix = PREFIXES[weights]
     state = {key.removeprefix(prefix): value for key, value in content["state_dict"].items() if key.startswith(prefix)}
     try:

@@ -10,9 +10,9 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 # A leaf of the project: module and class, nothing behind them.
 OWN = re.compile(
-    r"ddpm\.(schedule|parameterization|variance|loss|time_sampler|network|data|sampler)\.[a-z0-9_]+\.[A-Z]\w*"
+    r"ddpm\.(schedule|parameterization|variance|loss|time_sampler|network|conditioning|data|sampler)\.[a-z0-9_]+\.[A-Z]\w*"
 )
-MODEL = ("schedule", "parameterization", "variance", "network")
+MODEL = ("schedule", "parameterization", "variance", "network", "conditioning")
 """The groups that define the model; a checkpoint can only be resumed with the same."""
 STORED = {*MODEL, "loss", "time_sampler", "sampler", "data", "seed", "image", "evaluation", "total_batch"}
 """What a checkpoint holds of the configuration: what rebuilds, resumes and evaluates the model."""
@@ -36,6 +36,7 @@ class TrainConfig:
     loss: Any = MISSING
     time_sampler: Any = MISSING
     network: Any = MISSING
+    conditioning: Any = MISSING
     data: Any = MISSING
     optimizer: Any = MISSING
     trainer: Any = MISSING
@@ -96,6 +97,9 @@ class EvaluateConfig:
     features: str | None = None
     inception_weights: str | None = None
     sampler: Any = None
+    guidance: float = 0.0
+    guidance_interval: list[float] | None = None
+    guidance_scales: list[float] = field(default_factory=lambda: [0.0, 0.5, 1.0, 2.0, 3.0])
     speed: str = "reference"
     nll: NLLConfig = field(default_factory=NLLConfig)
     rate_distortion: RateDistortionConfig = field(default_factory=RateDistortionConfig)
@@ -123,6 +127,9 @@ class SampleConfig:
     batch_size: int = 256
     seed: int | None = None
     sampler: Any = None
+    labels: list[int] | None = None
+    guidance: float = 0.0
+    guidance_interval: list[float] | None = None
     speed: str = "reference"
     format: str = "png"
     device: str = "auto"

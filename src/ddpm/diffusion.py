@@ -1,9 +1,13 @@
 """The model: a network, read through a parameterization and a variance, on a process."""
 
+import copy
+from typing import Self
+
 from torch import Tensor, nn
 
 from ddpm import spacing
 from ddpm.gaussian import Gaussian
+from ddpm.guidance import CONDITIONAL, Given, Guidance
 from ddpm.parameterization.base import Parameterization
 from ddpm.parameterization.eps import Eps
 from ddpm.parameterization.x0 import X0
@@ -16,11 +20,14 @@ class Diffusion(nn.Module):
     """p(x_{t-1} | x_t) and the discretised decoder p(x_0 | x_1) of Ho et al. 2020, section 3.
 
     Args:
-        network: maps (x_t, t - 1) to C * (1 + variance.extra_channels) channels.
+        network: maps (x_t, t - 1) to C * (1 + variance.extra_channels) channels, and (x_t, t - 1, label) too if there
+            are classes.
         process: the forward process, possibly respaced.
         parameterization: what the network's first C channels predict.
         variance: sigma_t^2, fixed or read from the remaining channels.
         levels: K, the number of grey levels of the data.
+        classes: number of classes that the network can be given, 0 if it is unconditional. Label number `classes`, or
+            none, stands for no class.
     """
 
     def __init__(
@@ -30,6 +37,7 @@ class Diffusion(nn.Module):
         parameterization: Parameterization,
         variance: Variance,
         levels: int = 256,
+        classes: int = 0,
     ) -> None:
         super().__init__()
         self.network = network
@@ -37,6 +45,7 @@ class Diffusion(nn.Module):
         self.parameterization = parameterization
         self.variance = variance
         self.levels = levels
+        self.classes = classes
         self.to_x_0 = parameterization.to(X0(), process)
         self.to_eps = parameterization.to(Eps(), process)
         self.eps_from_x_0 = X0().to(Eps(), process)
@@ -48,18 +57,18 @@ class Diffusion(nn.Module):
         """Length of the chain."""
         return self.process.T
 
-    def predict(self, x_t: Tensor, t: Tensor, clip: bool = False) -> Prediction:
+    def predict(self, x_t: Tensor, t: Tensor, clip: bool | float = False) -> Prediction:
         """One evaluation of the network.
 
         Args:
             x_t: noisy images, shape (B, C, H, W).
             t: times in 1..T, shape (B,).
-            clip: clip x^_0 to [-1, 1], and let every other reading follow it.
+            clip: clip x^_0 to [-1, 1], or threshold it (see `Prediction`), and let every other reading follow it.
         """
         y, raw = self._read(x_t, self.process.times[t])
         return Prediction(self, x_t, t, y, raw, clip)
 
-    def score(self, x_t: Tensor, t: Tensor, clip: bool = False) -> Tensor:
+    def score(self, x_t: Tensor, t: Tensor, clip: bool | float = False) -> Tensor:
         """grad log q(x_t) as the model has it, Song et al. 2021; arguments as in `predict`."""
         return self.predict(x_t, t, clip).score
 
@@ -79,7 +88,7 @@ class Diffusion(nn.Module):
         out = self.network(x, original_t - 1).to(x.dtype)
         return out.chunk(2, dim=1) if self.variance.extra_channels else (out, None)
 
-    def p(self, x_t: Tensor, t: Tensor, clip: bool = False) -> Gaussian:
+    def p(self, x_t: Tensor, t: Tensor, clip: bool | float = False) -> Gaussian:
         """p(x_{t-1} | x_t), Eq. 1."""
         return self.predict(x_t, t, clip).p
 
@@ -96,8 +105,24 @@ class Diffusion(nn.Module):
         """
         times = spacing.uniform(self.process, steps) if isinstance(steps, int) else steps
         process = self.process.respace(times.to(self.process.times.device))
-        return Diffusion(self.network, process, self.parameterization, self.variance, self.levels)
+        return Diffusion(self.network, process, self.parameterization, self.variance, self.levels, self.classes)
 
-    def with_network(self, network: nn.Module) -> "Diffusion":
-        """The same model on another network, such as the averaged one."""
-        return Diffusion(network, self.process, self.parameterization, self.variance, self.levels)
+    def with_network(self, network: nn.Module) -> Self:
+        """The same model, tables included, on another network, such as the averaged one."""
+        other = copy.copy(self)
+        other._modules = {**self._modules, "network": network}
+        return other
+
+    def given(self, label: Tensor, guidance: Guidance = CONDITIONAL) -> Self:
+        """The model of images of a class, one for each image of the batches that it will see.
+
+        Args:
+            label: classes, 0..classes - 1, or `classes` for none, int64, shape (B,). An unconditional model, which is
+                returned as it is, has no use for them.
+            guidance: how much further than the conditional model to go.
+        """
+        if not self.classes:
+            return self
+        other = self.with_network(Given(self.network, label, self.classes, guidance))
+        other.classes = 0
+        return other

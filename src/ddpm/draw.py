@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ddpm.diffusion import Diffusion
+from ddpm.guidance import Classes
 from ddpm.noise import IndexedNoise, Stream
 from ddpm.sampler.base import Sampler
 
@@ -31,6 +32,7 @@ def draw(
     seed: int,
     batch_size: int,
     on_step: Callable[[], None] = lambda: None,
+    classes: Classes | None = None,
 ) -> Iterator[Drawn]:
     """The samples of the given indices, a batch at a time.
 
@@ -42,9 +44,11 @@ def draw(
         seed: of the noise.
         batch_size: samples at a time.
         on_step: called after each step of each batch.
+        classes: of the samples of a conditional model; None for the model of no class.
     """
     device = diffusion.process.times.device
     for start in range(0, len(indices), batch_size):
         index = torch.as_tensor(indices[start : start + batch_size])
         noise = IndexedNoise(seed, Stream.SAMPLES, index, shape, device)
-        yield Drawn(sampler.sample(diffusion, noise, on_step), index)
+        model = diffusion if classes is None else diffusion.given(classes.of(index).to(device), classes.guidance)
+        yield Drawn(sampler.sample(model, noise, on_step), index)

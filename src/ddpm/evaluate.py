@@ -11,17 +11,18 @@ from rich.console import Console
 from rich.table import Table
 
 from ddpm import cli
-from ddpm.evaluation import nll, ode, quality, rate_distortion
+from ddpm.evaluation import guidance, nll, ode, quality, rate_distortion
 from ddpm.files import written
 from ddpm.metrics import fidelity
 from ddpm.subject import Subject, subject
 
-LIKELIHOODS: dict[str, Callable[[Subject], Callable[[Path], dict[str, Any]]]] = {
+PARTS: dict[str, Callable[[Subject], Callable[[Path], dict[str, Any]]]] = {
     "nll": nll.prepare,
     "rate_distortion": rate_distortion.prepare,
     "ode": ode.prepare,
+    "guidance": guidance.prepare,
 }
-METRICS = (*fidelity.METRICS, *LIKELIHOODS)
+METRICS = (*fidelity.METRICS, *PARTS)
 
 
 def evaluate(cfg: Any) -> dict[str, Any]:
@@ -46,7 +47,7 @@ def evaluate(cfg: Any) -> dict[str, Any]:
             raise ValueError(f"{name} must be at least 1, got {value}")
 
     of = subject(cfg)
-    parts = {name: prepare(of) for name, prepare in LIKELIHOODS.items() if name in cfg.metrics}
+    parts = {name: prepare(of) for name, prepare in PARTS.items() if name in cfg.metrics}
     of_samples = [name for name in cfg.metrics if name in fidelity.METRICS]
     if of_samples:
         parts["samples"] = quality.prepare(of, of_samples)
@@ -83,6 +84,8 @@ ROWS = (  # part, key, label, key of the spread
     ("samples", "kid_mean", "KID", "kid_std"),
     ("samples", "precision", "precision", None),
     ("samples", "recall", "recall", None),
+    ("samples", "accuracy", "accuracy of the classes asked for", None),
+    ("samples", "fid_class_mean", "FID of one class, mean", None),
 )
 
 
@@ -110,5 +113,15 @@ def _show(result: dict[str, Any]) -> None:
         for row in result["rate_distortion"]["table"]:
             curve.add_row(str(row["steps"]), f"{row['rate']:.5f}", f"{row['rmse']:.5f}")
         console.print(curve)
+    if "guidance" in result:
+        sweep = title(title=f"Guidance, N = {result['guidance']['n']}, {result['guidance']['features']} features")
+        columns = list(result["guidance"]["table"][0])
+        for column in columns:
+            sweep.add_column(
+                {"fid": "FID", "fid_class_mean": "FID of one class, mean"}.get(column, column), justify="right"
+            )
+        for row in result["guidance"]["table"]:
+            sweep.add_row(*(f"{row[column]:.4g}" for column in columns))
+        console.print(sweep)
     for warning in result.get("samples", {}).get("warnings", []):
         print(f"warning: {warning}")

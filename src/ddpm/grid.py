@@ -35,6 +35,20 @@ def grid(images: Tensor, columns: int | None = None, least_width: int = 512, gap
     return picture
 
 
+def in_rows(images: Tensor, rows: int) -> Tensor:
+    """A grid of `rows` rows in which image i stands in row i mod rows; uint8, as `grid`.
+
+    Args:
+        images: uint8 in 0..255, shape (N, C, H, W).
+        rows: how many.
+    """
+    columns = math.ceil(len(images) / rows)
+    tiles = images.new_full((columns * rows, *images.shape[1:]), 255)
+    tiles[: len(images)] = images
+    order = torch.arange(columns * rows).view(columns, rows).T.flatten()
+    return grid(tiles[order], columns)
+
+
 def save_gif(images: Sequence[Tensor], path: Path, seconds: float = 4.0) -> Path:
     """Write a moving picture of uint8 images (1 or 3, H, W) that rests on the last one; returns its path."""
     frames = [_picture(image) for image in images]

@@ -1,6 +1,6 @@
 """Plots of results, by Matplotlib."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -47,6 +47,27 @@ def rate_distortion(curve: RateDistortion) -> Figure:
         axes.plot(x, y)
         axes.set(xlabel=x_label, ylabel=y_label)
         axes.set_ylim(bottom=0)
+        _plain(axes)
+    return figure
+
+
+def guidance(rows: Sequence[Mapping[str, float]]) -> Figure:
+    """FID, over all classes and within one, and the accuracy of the classes, against the scale of guidance.
+
+    Args:
+        rows: of `guidance`, `fid`, `fid_class_mean` and, where a classifier looked, `accuracy`.
+    """
+    w = [row["guidance"] for row in rows]
+    panels: list[dict[str, str]] = [{"fid": "all classes", "fid_class_mean": "one class, mean"}]
+    if "accuracy" in rows[0]:
+        panels.append({"accuracy": ""})
+    figure = Figure(figsize=(5 * len(panels), 3.6), layout="constrained")
+    for axes, curves in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for name, label in curves.items():
+            axes.plot(w, [row[name] for row in rows], marker="o", label=label)
+        axes.set(xlabel="guidance w", ylabel="FID" if "fid" in curves else "accuracy of the classes asked for")
+        if len(curves) > 1:
+            axes.legend()
         _plain(axes)
     return figure
 

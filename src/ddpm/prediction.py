@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from ddpm.gaussian import Gaussian
@@ -23,7 +24,9 @@ class Prediction:
         t: times in 1..T, shape (B,).
         y: the network's output in its own parameterization.
         raw: the channels that a learned variance reads, or None.
-        clip: whether x_0 is clipped to [-1, 1]; every other reading then follows the clipped x_0.
+        clip: whether x_0 is clipped to [-1, 1]; every other reading then follows the clipped x_0. A number q in (0, 1)
+            thresholds dynamically instead (Saharia et al. 2022): x_0 is clipped to [-s, s] and divided by s, the
+            q-quantile of |x_0| over the image, or 1 if that is less.
     """
 
     diffusion: "Diffusion"
@@ -31,13 +34,19 @@ class Prediction:
     t: Tensor
     y: Tensor
     raw: Tensor | None
-    clip: bool
+    clip: bool | float
 
     @cached_property
     def x_0(self) -> Tensor:
         """x^_0, the clean image that the output implies (Eq. 15 for eps)."""
         x_0: Tensor = self.diffusion.to_x_0(self.y, self.x_t, self.t)
-        return x_0.clamp(-1, 1) if self.clip else x_0
+        if not self.clip:
+            return x_0
+        if self.clip is True:
+            return x_0.clamp(-1, 1)
+        s = torch.quantile(x_0.flatten(1).abs().float(), self.clip, dim=1).clamp(min=1).to(x_0.dtype)
+        s = s.view(-1, *[1] * (x_0.dim() - 1))
+        return x_0.clamp(-s, s) / s
 
     @cached_property
     def eps(self) -> Tensor:

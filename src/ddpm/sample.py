@@ -16,6 +16,8 @@ TASKS: dict[str, Callable[[Subject], Callable[[Path], None]]] = {
     "slerp": slerp.prepare,
     "encode": encode.prepare,
 }
+WITH_CLASSES = ("grid", "progressive")
+"""Tasks that sample classes of a conditional model; the others use it as the unconditional model that it also is."""
 SHARED = ("grid",)
 """Tasks that several processes share; the others, which are short, are done by the first."""
 
@@ -31,6 +33,8 @@ def sample(cfg: Any) -> Path:
     for name, value in (("n", cfg.n), ("batch_size", cfg.batch_size)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    if cfg.task not in WITH_CLASSES and (cfg.labels is not None or cfg.guidance != 0):
+        raise ValueError(f"task={cfg.task} takes no labels and no guidance; {', '.join(WITH_CLASSES)} do")
     of = subject(cfg)
     run = TASKS[cfg.task](of)
     folder = cli.new_folder(Path(cfg.output_dir or Path(cfg.ckpt).parent), "samples", of.leads)

@@ -35,9 +35,9 @@ class BFloat16(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, *label: Tensor) -> Tensor:
         with torch.autocast(x_t.device.type, torch.bfloat16):
-            return self.network(x_t, t).float()
+            return self.network(x_t, t, *label).float()
 
 
 def sampling(diffusion: Diffusion, speed: str) -> Diffusion:

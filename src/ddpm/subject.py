@@ -14,6 +14,7 @@ from ddpm.data.images import Images
 from ddpm.data.scaling import as_uint8, to_pixels, to_unit
 from ddpm.data.source import Source, check_split
 from ddpm.diffusion import Diffusion
+from ddpm.guidance import Classes, Guidance
 from ddpm.noise import IndexedNoise, Stream
 from ddpm.sampler.base import Sampler
 from ddpm.share import Share
@@ -79,6 +80,30 @@ class Subject:
         """In what the network computes when it is sampled from."""
         return "float32" if self.sampled is self.model else "bfloat16"
 
+    @property
+    def given(self) -> str | None:
+        """What the likelihood of an image is conditional on."""
+        return "its class" if self.model.classes else None
+
+    @property
+    def labels(self) -> Tensor:
+        """The classes to sample, in turn: those that are asked for, or all, int64, shape (L,)."""
+        asked, known = self.cfg.labels, self.model.classes
+        if asked is not None and not known:
+            raise ValueError(
+                f"labels={list(asked)} need a conditional model, and that of {self.cfg.ckpt} is unconditional; train "
+                f"one with conditioning=class"
+            )
+        wrong = [label for label in asked or [] if not 0 <= label < known]
+        if wrong or asked == []:
+            raise ValueError(f"labels must be of 0..{known - 1}, the classes of the model, got {wrong or 'none'}")
+        return torch.arange(known or 1) if asked is None else torch.tensor(list(asked))
+
+    def classes(self, labels: Tensor) -> Classes:
+        """Samples of the classes `labels`, in turn, with the guidance that is asked for."""
+        interval = self.cfg.guidance_interval
+        return Classes(labels, Guidance(self.cfg.guidance, None if interval is None else tuple(interval)))
+
     @cached_property
     def source(self) -> Source:
         """Where the training run's images come from, or `cfg.data_root` if that is given.
@@ -95,6 +120,11 @@ class Subject:
             raise ValueError(
                 f"the data are {source.shape} with {source.levels} grey levels, but the checkpoint's model is of "
                 f"{self.shape} with {self.model.levels}; evaluate it on data like those it was trained on"
+            )
+        if self.model.classes and len(source.classes) != self.model.classes:
+            raise ValueError(
+                f"the data have {len(source.classes)} classes, but the checkpoint's model was trained with "
+                f"{self.model.classes}; evaluate it on data like those it was trained on"
             )
         return source
 
@@ -146,6 +176,12 @@ def subject(cfg: Any) -> Subject:
         raise ValueError(f"seed must be at least 0, got {cfg.seed}")
     content = checkpoint.read(cfg.ckpt, cfg.trusted)
     model = checkpoint.model(content, cfg.weights).to(device(cfg.device))
+    if not model.classes and (cfg.guidance != 0 or cfg.guidance_interval is not None):
+        raise ValueError(
+            f"guidance={cfg.guidance:g} needs a conditional model, and that of {cfg.ckpt} is unconditional; train one "
+            f"with conditioning=class"
+        )
+    Guidance(cfg.guidance, cfg.guidance_interval)
     config = content["ddpm_config"]
     seed = config["seed"] if cfg.seed is None else cfg.seed
     return Subject(cfg, config, model, seed, content["global_step"], processes.share())

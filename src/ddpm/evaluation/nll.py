@@ -40,6 +40,7 @@ def choices(subject: Subject, model: Diffusion) -> dict[str, Any]:
         "unit": "bits/dim",
         "split": subject.cfg.split,
         "levels": model.levels,
+        "given": subject.given,
         "T": model.T,
         "variance": subject.config["variance"]["_target_"].rsplit(".", 2)[-2],
         "x_0_clipped": subject.cfg.nll.clip,

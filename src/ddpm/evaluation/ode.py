@@ -41,8 +41,9 @@ def prepare(subject: Subject) -> Callable[[Path], dict[str, Any]]:
             x_0 = to_unit(subject.split.pixels(index), model.levels).to(device)
             x = ode.dequantise(x_0, uniform.uniform(0), model.levels)
             divergence = ode.exact if options.divergence == "exact" else ode.hutchinson(signs(0).sign())
+            given = model.given(subject.split.labels[index].to(device))
             with Steps(f"ODE, image {int(index[0]) + 1} of {n}", None, subject.leads) as steps:
-                found = ode.log_density(model, x, divergence, options.rtol, options.atol, steps)
+                found = ode.log_density(given, x, divergence, options.rtol, options.atol, steps)
             bits = ode.code_length(found.log_p, dims, model.levels)
             gathered.update({"bits": bits, "evaluations": torch.full(index.shape, float(found.evaluations))}, index)
         values = gathered.compute()
@@ -53,6 +54,7 @@ def prepare(subject: Subject) -> Callable[[Path], dict[str, Any]]:
             "n": n,
             "unit": "bits/dim",
             "split": cfg.split,
+            "given": subject.given,
             "levels": model.levels,
             "evaluations": float(values["evaluations"].mean()),
             "divergence": options.divergence,

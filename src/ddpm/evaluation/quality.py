@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from ddpm.grid import save_png
-from ddpm.metrics import fidelity
+from ddpm.guidance import Classes, in_proportion
+from ddpm.metrics import by_class, fidelity
 from ddpm.metrics.features import shared_network
 from ddpm.metrics.quality import real_features, sample_features
 from ddpm.progress import Steps
@@ -19,66 +20,131 @@ MOST_SAMPLES = 50_000
 """The protocol of Ho et al. 2020 asks for this many."""
 
 
+class Judge:
+    """What samples of a subject are scored by.
+
+    Args:
+        subject: whose samples.
+        metrics: of `fidelity.METRICS`.
+    Raises:
+        ValueError: the options do not fit the data, or a feature network is missing.
+    """
+
+    def __init__(self, subject: Subject, metrics: Sequence[str]) -> None:
+        cfg, config, model = subject.cfg, subject.config, subject.model
+        train, test = subject.train, subject.test
+        self.subject = subject
+        self.metrics = metrics
+        features = cfg.features or config["evaluation"]["features"]
+        classes = len(subject.source.classes)
+        self.network = shared_network(features, train, test, classes, model.levels, cfg.inception_weights)
+        if self.network.accuracy is not None and subject.leads:
+            print(f"features=classifier: test accuracy {self.network.accuracy:.1%}, network {self.network.digest}")
+        self.n = cfg.n_samples or config["evaluation"]["n_samples"] or min(len(train), MOST_SAMPLES)
+        fidelity.check_sizes(metrics, self.n, len(train))
+        if self.n < subject.share.world:
+            raise ValueError(f"n_samples must be at least {subject.share.world}, one for each process, got {self.n}")
+        self.labels = Classes(in_proportion(train.labels)).of(range(self.n))
+        self.real = partial(
+            real_features,
+            network=self.network,
+            levels=model.levels,
+            share=subject.share,
+            device=subject.device,
+            progress=subject.leads,
+        )
+
+    @cached_property
+    def reference(self) -> dict[str, Tensor] | None:
+        """Features of the training images, where a metric needs them."""
+        return None if set(self.metrics) == {"is"} else self.real(self.subject.train)
+
+    def draw(
+        self,
+        classes: Classes,
+        label: str,
+        on_batch: Callable[[Tensor, Tensor], None] = lambda images, index: None,
+    ) -> dict[str, Tensor]:
+        """Features of n samples.
+
+        Args:
+            classes: of the samples of a conditional model.
+            label: of the progress bar.
+            on_batch: as in `sample_features`.
+        """
+        subject, cfg = self.subject, self.subject.cfg
+        steps = subject.sampler.chain(subject.model).T
+        batches = math.ceil(len(subject.share.of(self.n)) / cfg.batch_size)
+        with Steps(label, batches * steps, subject.leads) as progress:
+            return sample_features(
+                subject.sampled,
+                subject.sampler,
+                self.network,
+                subject.shape,
+                self.n,
+                subject.seed,
+                cfg.batch_size,
+                subject.share,
+                on_step=progress,
+                on_batch=on_batch,
+                classes=classes,
+            )
+
+    def scores(self, samples: dict[str, Tensor]) -> dict[str, Any]:
+        """The metrics of samples, those of their classes included if they were drawn by class."""
+        scores = fidelity.fidelity(samples, self.reference, self.metrics)
+        if self.subject.model.classes:
+            if self.network.name == "classifier":
+                scores["accuracy"] = by_class.accuracy(samples, self.labels)
+            if self.reference is not None and "fid" in self.metrics:
+                each = by_class.fid_by_class(samples, self.labels, self.reference, self.subject.train.labels)
+                scores["fid_by_class"] = {str(label): value for label, value in each.items()}
+                scores["fid_class_mean"] = sum(each.values()) / len(each) if each else None
+        return scores
+
+    def protocol(self) -> dict[str, Any]:
+        """What defines the metrics."""
+        subject, network = self.subject, self.network
+        return {
+            "n": self.n,
+            "reference": "train",
+            "reference_n": len(subject.train),
+            "features": network.name,
+            "features_dim": network.dim,
+            "features_sha256": network.digest,
+            "features_accuracy": network.accuracy,
+            "resize": network.resize,
+            "quantisation": f"rounded to {subject.model.levels} grey levels, then to 0..255",
+            "sampler": subject.sampler_config,
+            "steps": subject.sampler.chain(subject.model).T,
+            "dtype": "float32",
+            "samples_dtype": subject.sampled_dtype,
+        }
+
+
 def prepare(subject: Subject, metrics: Sequence[str]) -> Callable[[Path], dict[str, Any]]:
     """Find everything that is needed; what is returned draws samples and scores them."""
-    cfg, config, model = subject.cfg, subject.config, subject.model
-    train, test = subject.train, subject.test
-    sampler = subject.sampler
-    features = cfg.features or config["evaluation"]["features"]
-    network = shared_network(features, train, test, len(subject.source.classes), model.levels, cfg.inception_weights)
-    if network.accuracy is not None:
-        print(f"features=classifier: test accuracy {network.accuracy:.1%}, network {network.digest}")
-    n = cfg.n_samples or config["evaluation"]["n_samples"] or min(len(train), MOST_SAMPLES)
-    fidelity.check_sizes(metrics, n, len(train))
-    share = subject.share
-    if n < share.world:
-        raise ValueError(f"n_samples must be at least {share.world}, one for each process, got {n}")
+    judge = Judge(subject, metrics)
+    classes = subject.classes(judge.labels)
 
     def run(folder: Path) -> dict[str, Any]:
         def save(images: Tensor, index: Tensor) -> None:
             for image, i in zip(images.cpu(), index.tolist(), strict=True):
                 save_png(image, folder / "samples" / f"{i:06d}.png")
 
-        steps = sampler.chain(model).T
-        with Steps("sampling", math.ceil(len(share.of(n)) / cfg.batch_size) * steps, subject.leads) as progress:
-            samples = sample_features(
-                subject.sampled,
-                sampler,
-                network,
-                subject.shape,
-                n,
-                subject.seed,
-                cfg.batch_size,
-                share,
-                on_step=progress,
-                on_batch=save if cfg.save_samples else lambda images, index: None,
-            )
-        real = partial(real_features, network=network, levels=model.levels, share=share, device=subject.device)
-        real = partial(real, progress=subject.leads)
-        reference = real(train) if set(metrics) != {"is"} else None
-        scores = fidelity.fidelity(samples, reference, metrics)
-        if reference is not None and "fid" in metrics:
-            floor = real(test, n=n)
-            scores["fid_floor"] = fidelity.fidelity(floor, reference, ["fid"])["fid"]
+        samples = judge.draw(classes, "sampling", save if subject.cfg.save_samples else lambda images, index: None)
+        scores = judge.scores(samples)
+        if judge.reference is not None and "fid" in metrics:
+            floor = judge.real(subject.test, n=judge.n)
+            scores["fid_floor"] = fidelity.fidelity(floor, judge.reference, ["fid"])["fid"]
             scores["fid_floor_n"] = len(floor["features"])
-            if scores["fid_floor_n"] < n:
+            if scores["fid_floor_n"] < judge.n:
                 scores["warnings"].append(
-                    f"the floor of FID is that of {scores['fid_floor_n']} test images, for {n} samples"
+                    f"the floor of FID is that of {scores['fid_floor_n']} test images, for {judge.n} samples"
                 )
-        return scores | {
-            "n": n,
-            "reference": "train",
-            "reference_n": len(train),
-            "features": network.name,
-            "features_dim": network.dim,
-            "features_sha256": network.digest,
-            "features_accuracy": network.accuracy,
-            "resize": network.resize,
-            "quantisation": f"rounded to {model.levels} grey levels, then to 0..255",
-            "sampler": subject.sampler_config,
-            "steps": steps,
-            "dtype": "float32",
-            "samples_dtype": subject.sampled_dtype,
-        }
+        if subject.model.classes:
+            scores["guidance"] = subject.cfg.guidance
+            scores["guidance_interval"] = None if classes.guidance.interval is None else [*classes.guidance.interval]
+        return scores | judge.protocol()
 
     return run

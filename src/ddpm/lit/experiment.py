@@ -24,6 +24,7 @@ from ddpm import build, checkpoint, processes, run_folder, speed
 from ddpm.config import MODEL, STORED, plain
 from ddpm.data.batches import TrainBatches
 from ddpm.data.datamodule import DataModule
+from ddpm.data.source import Source
 from ddpm.ema import EMA
 from ddpm.lit import report
 from ddpm.lit.callbacks.checkpoint import Checkpoint, WholeFiles
@@ -89,10 +90,10 @@ def experiment(cfg: DictConfig) -> Experiment:
     config["callbacks"] = {name: node for name, node in config["callbacks"].items() if node is not None}
     source = build.source(config)
     build.fetch(source)
-    module = _module(config, source.shape, source.levels)
+    module = _module(config, source)
     trainer = _trainer(config, module.diffusion.T)
     total_batch = config["batch_size"] * trainer.world_size * trainer.accumulate_grad_batches
-    module.config = _stored(config, source.shape, source.levels) | {"total_batch": total_batch}
+    module.config = _stored(config, source, module.diffusion.classes) | {"total_batch": total_batch}
     if config["ckpt"] is not None:
         step = _check_resume(config, module.config, trainer.max_steps)
     data = DataModule(source, config["batch_size"], config["seed"], config["num_workers"])
@@ -128,10 +129,11 @@ def _how_to_go_on(stop: Interrupted, trainer: lightning.Trainer) -> str:
     return f"{name}: {saved}; to go on: {command}"
 
 
-def _module(config: dict[str, Any], shape: tuple[int, int, int], levels: int) -> DDPM:
+def _module(config: dict[str, Any], source: Source) -> DDPM:
     loss = build.instance("loss", config["loss"])
     build.check_variance(loss, build.instance("variance", config["variance"]))
-    diffusion = build.diffusion(config, shape, levels)
+    conditioning = build.instance("conditioning", config["conditioning"])
+    diffusion = build.diffusion(config, source.shape, source.levels, conditioning.classes(source.classes))
     return DDPM(
         diffusion,
         loss,
@@ -140,14 +142,15 @@ def _module(config: dict[str, Any], shape: tuple[int, int, int], levels: int) ->
         EMA(diffusion.network, config["ema"]["decay"], config["ema"]["warm_up"]),
         config["warmup_steps"],
         config["seed"],
+        conditioning,
     )
 
 
-def _stored(config: dict[str, Any], shape: tuple[int, int, int], levels: int) -> dict[str, Any]:
+def _stored(config: dict[str, Any], source: Source, classes: int) -> dict[str, Any]:
     """What a checkpoint holds of the configuration: what rebuilds and evaluates the model."""
     fid = config["callbacks"].get("fid", {})
     return {key: config[key] for key in STORED & {*config}} | {
-        "image": {"shape": list(shape), "levels": levels},
+        "image": {"shape": list(source.shape), "levels": source.levels, "classes": classes},
         "evaluation": {"features": fid.get("features", "inception"), "n_samples": fid.get("n_samples")},
     }
 

@@ -12,6 +12,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
+from ddpm.conditioning.base import Conditioning
+from ddpm.conditioning.unconditional import Unconditional
 from ddpm.data.datamodule import Batch
 from ddpm.diffusion import Diffusion
 from ddpm.ema import EMA
@@ -38,6 +40,7 @@ class DDPM(lightning.LightningModule):
         ema: the average of `diffusion.network`.
         warmup_steps: steps over which the learning rate rises linearly.
         seed: of the noise.
+        conditioning: which labels to train with.
         config: what rebuilds the model, a plain dict, stored in checkpoints.
     """
 
@@ -50,6 +53,7 @@ class DDPM(lightning.LightningModule):
         ema: EMA,
         warmup_steps: int = 0,
         seed: int = 0,
+        conditioning: Conditioning | None = None,
         config: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -62,6 +66,7 @@ class DDPM(lightning.LightningModule):
         self.ema = ema
         self.warmup_steps = warmup_steps
         self.seed = seed
+        self.conditioning = conditioning or Unconditional()
         self.config = config
         self.quartiles = QuartileLoss(diffusion.T)
         self.validation_loss = MeanMetric()
@@ -78,7 +83,8 @@ class DDPM(lightning.LightningModule):
         own, shared = self._generators(self.global_step, part)
         t, weight = self.time_sampler(len(batch.x_0), shared, self.global_rank, self.trainer.world_size)
         noise = torch.randn(batch.x_0.shape, generator=own, device=self.device, dtype=batch.x_0.dtype)
-        losses = self.losses(self.diffusion, batch.x_0, t, noise)
+        label = self.conditioning.labels(batch.label, self.diffusion.classes, own)
+        losses = self.losses(self.diffusion.given(label), batch.x_0, t, noise)
         if self.time_sampler.learns:
             self.time_sampler.update(*(values.flatten() for values in self.all_gather((t, losses.detach()))))
         self.quartiles.update(t, losses, weight, self.global_step)
@@ -102,7 +108,7 @@ class DDPM(lightning.LightningModule):
         # A golden-ratio sequence covers 1..T evenly, for any number of images.
         fraction = (batch.index.double() * 0.6180339887498949) % 1
         t = (fraction * self.diffusion.T).long() + 1
-        losses = self.losses(self.averaged, batch.x_0, t, noise(0))
+        losses = self.losses(self.averaged.given(batch.label), batch.x_0, t, noise(0))
         self.validation_loss.update(losses)
         self.log("val/loss", self.validation_loss, prog_bar=True)
         self.log("step", float(self.global_step), batch_size=len(losses))

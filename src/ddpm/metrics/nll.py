@@ -47,8 +47,8 @@ def full(
     """
     gathered = Gathered(("prior", "terms", "errors")).to(diffusion.process.times.device)
     with Steps("bits/dim", _batches(share, n, batch_size) * diffusion.T, progress) as steps:
-        for x_0, index, noise in _noisy(diffusion, images, share.of(n), seed, batch_size):
-            part = bound(diffusion, x_0, noise, clip, steps)
+        for model, x_0, index, noise in _noisy(diffusion, images, share.of(n), seed, batch_size):
+            part = bound(model, x_0, noise, clip, steps)
             gathered.update({"prior": part.prior, "terms": part.terms, "errors": part.errors}, index)
     values = {name: value.cpu() for name, value in gathered.compute().items()}
     return Bound(values["prior"], part.dims, values["terms"], values["errors"])
@@ -83,9 +83,9 @@ def sampled(
     gathered = Gathered(("prior", "times", "terms", "error")).to(diffusion.process.times.device)
     with Steps("bits/dim", knots + calls, progress) as steps:
         chosen = _proposal(diffusion, images, min(n, PILOT_IMAGES), seed, evaluations, clip, steps)
-        for x_0, index, noise in _noisy(diffusion, images, share.of(n), seed, batch_size):
+        for model, x_0, index, noise in _noisy(diffusion, images, share.of(n), seed, batch_size):
             uniform = IndexedNoise(seed, Stream.TIMES, index, (chosen.drawn,), dtype=torch.float64).uniform(0)
-            part = sampled_bound(diffusion, x_0, noise, chosen, uniform, clip, steps)
+            part = sampled_bound(model, x_0, noise, chosen, uniform, clip, steps)
             gathered.update({"prior": part.prior, "times": part.times, "terms": part.terms, "error": part.error}, index)
     values = {name: value.cpu() for name, value in gathered.compute().items()}
     return SampledBound(values["prior"], part.dims, chosen, values["times"], values["terms"], values["error"])
@@ -97,18 +97,19 @@ def _proposal(
     """From the first n images in one batch, so that it is the same on every process and for every batch size."""
     if evaluations >= diffusion.T:
         return proposal(torch.ones(diffusion.T - 1), evaluations)
-    ((x_0, _, noise),) = _noisy(diffusion, images, range(n), seed, n)
-    return proposal(pilot(diffusion, x_0, noise, clip, on_step=steps), evaluations)
+    ((model, x_0, _, noise),) = _noisy(diffusion, images, range(n), seed, n)
+    return proposal(pilot(model, x_0, noise, clip, on_step=steps), evaluations)
 
 
 def _noisy(
     diffusion: Diffusion, images: Images, indices: range, seed: int, batch_size: int
-) -> Iterator[tuple[Tensor, Tensor, IndexedNoise]]:
-    """Batches of images in [-1, 1], their indices and their noise."""
+) -> Iterator[tuple[Diffusion, Tensor, Tensor, IndexedNoise]]:
+    """Batches of images in [-1, 1], the model given their classes, their indices and their noise."""
     device = diffusion.process.times.device
     for index in torch.split(torch.tensor(indices), batch_size):
         x_0 = to_unit(images.pixels(index), diffusion.levels).to(device)
-        yield x_0, index, IndexedNoise(seed, Stream.LIKELIHOOD, index, x_0.shape[1:], device)
+        model = diffusion.given(images.labels[index].to(device))
+        yield model, x_0, index, IndexedNoise(seed, Stream.LIKELIHOOD, index, x_0.shape[1:], device)
 
 
 def _batches(share: Share, n: int, batch_size: int) -> int:

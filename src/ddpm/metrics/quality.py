@@ -9,6 +9,7 @@ from ddpm.data.images import Images
 from ddpm.data.scaling import as_uint8, to_pixels
 from ddpm.diffusion import Diffusion
 from ddpm.draw import draw
+from ddpm.guidance import Classes
 from ddpm.metrics.features import FeatureNetwork, features_of
 from ddpm.metrics.gathered import Gathered
 from ddpm.sampler.base import Sampler
@@ -26,6 +27,7 @@ def sample_features(
     share: Share = ALONE,
     on_step: Callable[[], None] = lambda: None,
     on_batch: Callable[[Tensor, Tensor], None] = lambda pixels, index: None,
+    classes: Classes | None = None,
 ) -> dict[str, Tensor]:
     """Features of the samples 0..n-1 of all processes, on each of them.
 
@@ -35,7 +37,7 @@ def sample_features(
         others: as in `draw`.
     """
     metric = Gathered(("features", "logits")).to(diffusion.process.times.device)
-    for x, index in draw(diffusion, sampler, shape, share.of(n), seed, batch_size, on_step):
+    for x, index in draw(diffusion, sampler, shape, share.of(n), seed, batch_size, on_step, classes):
         images = as_uint8(to_pixels(x, diffusion.levels), diffusion.levels)
         metric.update(network(images), index)
         on_batch(images, index)

@@ -22,6 +22,7 @@ class UNet(nn.Module):
         attention: resolutions (H) at which every residual block is followed by attention; the middle always has it.
         dropout: probability, in [0, 1).
         groups: of the group normalisations; divides the channels of every level.
+        classes: number of classes that the network can be given, 0 for none.
     Raises:
         ValueError: the sizes do not fit together.
     """
@@ -37,6 +38,7 @@ class UNet(nn.Module):
         attention: Sequence[int] = (16,),
         dropout: float = 0.1,
         groups: int = 32,
+        classes: int = 0,
     ) -> None:
         super().__init__()
         sizes = [image_size // 2**level for level in range(len(multipliers))]
@@ -84,15 +86,21 @@ class UNet(nn.Module):
 
         self.norm_out = nn.GroupNorm(groups, c, eps=1e-6)
         self.conv_out = conv(c, out_channels, scale=0)
+        self.label = nn.Embedding(classes + 1, embedding) if classes else None
 
-    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """The prediction, shape (B, out_channels, H, W).
 
         Args:
             x_t: noisy images, shape (B, in_channels, H, W).
             t: times from 0, shape (B,).
+            label: classes, with the number of classes for none, int64, shape (B,); None for none in the whole batch.
         """
-        embedding = F.silu(self.time(t))
+        embedding = self.time(t)
+        if self.label is not None:
+            nothing = self.label.weight[-1]
+            embedding = embedding + (nothing if label is None else self.label(label))
+        embedding = F.silu(embedding)
         h = self.conv_in(x_t)
         skips = [h]
         for stage in self.down:

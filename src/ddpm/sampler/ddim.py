@@ -17,7 +17,9 @@ class DDIM(Sampler):
         others: as in `Sampler`.
     """
 
-    def __init__(self, steps: int | None = None, clip: bool = True, spacing: str = "uniform", eta: float = 0.0) -> None:
+    def __init__(
+        self, steps: int | None = None, clip: bool | float = True, spacing: str = "uniform", eta: float = 0.0
+    ) -> None:
         super().__init__(steps, clip, spacing)
         if not 0 <= eta <= 1:
             raise ValueError(f"eta must be in [0, 1], got {eta}; 0 is deterministic, 1 ancestral")

@@ -25,7 +25,7 @@ class DPMSolver(Sampler):
     def __init__(
         self,
         steps: int | None = None,
-        clip: bool = True,
+        clip: bool | float = True,
         spacing: str = "log_snr",
         order: int = 2,
         stochastic: bool = False,

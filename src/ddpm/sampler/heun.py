@@ -11,7 +11,7 @@ from ddpm.sampler.base import Noise, Sampler, State
 class Heun(Sampler):
     """dz / ds = eps for z = x / sqrt(alpha_bar) and s = sigma / sqrt(alpha_bar): 2 evaluations a step, 1 the last."""
 
-    def __init__(self, steps: int | None = None, clip: bool = True, spacing: str = "karras") -> None:
+    def __init__(self, steps: int | None = None, clip: bool | float = True, spacing: str = "karras") -> None:
         super().__init__(steps, clip, spacing)
 
     def evaluations(self, T: int) -> int:

@@ -24,7 +24,7 @@ class Langevin(Sampler):
     def __init__(
         self,
         steps: int | None = None,
-        clip: bool = True,
+        clip: bool | float = True,
         spacing: str = "log_snr",
         inner: int = 5,
         rate: float = 0.3,

@@ -25,7 +25,7 @@ class PredictorCorrector(Sampler):
     def __init__(
         self,
         steps: int | None = None,
-        clip: bool = True,
+        clip: bool | float = True,
         spacing: str = "uniform",
         corrections: int = 1,
         snr: float = 0.01,

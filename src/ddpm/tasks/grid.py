@@ -3,11 +3,12 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ddpm.draw import draw
-from ddpm.grid import grid, save_png
+from ddpm.grid import grid, in_rows, save_png
 from ddpm.metrics.gathered import Gathered
 from ddpm.progress import Steps
 from ddpm.subject import Subject
@@ -24,13 +25,15 @@ def prepare(subject: Subject) -> Callable[[Path], None]:
 
     if cfg.n < subject.share.world:
         raise ValueError(f"n must be at least {subject.share.world}, one for each process, got {cfg.n}")
-    model, sampler = subject.model, subject.sampler
+    model, sampler, labels = subject.model, subject.sampler, subject.labels
+    classes = subject.classes(labels)
 
     def run(folder: Path) -> None:
         mine = subject.share.of(cfg.n)
         gathered = Gathered(("images",)).to(subject.device)
         with Steps("sampling", math.ceil(len(mine) / cfg.batch_size) * sampler.chain(model).T, subject.leads) as steps:
-            for x, index in draw(subject.sampled, sampler, subject.shape, mine, subject.seed, cfg.batch_size, steps):
+            drawn = draw(subject.sampled, sampler, subject.shape, mine, subject.seed, cfg.batch_size, steps, classes)
+            for x, index in drawn:
                 grey = subject.grey(x)
                 gathered.update({"images": grey}, index)
                 if cfg.format == "png":
@@ -40,7 +43,11 @@ def prepare(subject: Subject) -> Callable[[Path], None]:
         if not subject.leads:
             return
         if cfg.format == "npz":
-            np.savez_compressed(folder / "samples.npz", samples=images.permute(0, 2, 3, 1).numpy())
-        save_png(grid(images[:MOST_TILES]), folder / "grid.png")
+            arrays: dict[str, Any] = {"samples": images.permute(0, 2, 3, 1).numpy()}
+            if model.classes:
+                arrays["labels"] = classes.of(range(cfg.n)).numpy()
+            np.savez_compressed(folder / "samples.npz", **arrays)
+        shown = images[:MOST_TILES]
+        save_png(in_rows(shown, len(labels)) if model.classes else grid(shown), folder / "grid.png")
 
     return run

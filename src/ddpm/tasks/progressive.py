@@ -20,13 +20,16 @@ def prepare(subject: Subject) -> Callable[[Path], None]:
     if columns < 2:
         raise ValueError(f"points must be at least 2, got {columns}")
 
+    classes = subject.classes(subject.labels)
+
     def run(folder: Path) -> None:
         chain = subject.sampler.chain(subject.model)
         noise = subject.noise(range(subject.cfg.n))
+        model = subject.model.given(classes.of(range(subject.cfg.n)).to(subject.device), classes.guidance)
         shown, moving = evenly(chain.T - 1, columns), evenly(chain.T - 1, FRAMES)
         strip, frames = [], []
         with torch.inference_mode(), Steps("sampling", chain.T) as steps:
-            for state in subject.sampler.trajectory(subject.model, noise):
+            for state in subject.sampler.trajectory(model, noise):
                 steps()
                 both = torch.stack([subject.grey(state.x), subject.grey(state.x_0)], 1)
                 if state.step in shown:

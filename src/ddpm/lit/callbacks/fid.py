@@ -5,6 +5,7 @@ from functools import partial
 
 import lightning
 
+from ddpm.guidance import Classes, in_proportion
 from ddpm.lit.callbacks.periodic import Periodic
 from ddpm.lit.module import DDPM
 from ddpm.metrics.features import shared_network
@@ -84,18 +85,19 @@ class FID(Periodic):
         share = Share(trainer.global_rank, trainer.world_size)
         model = module.averaged
         batches = math.ceil(len(share.of(self.n_samples)) / self.batch_size)
-        source = trainer.datamodule.source  # type: ignore[attr-defined]
+        data = trainer.datamodule  # type: ignore[attr-defined]
         with Steps("FID", batches * self.sampler.chain(model).T, trainer.is_global_zero) as progress:
             samples = sample_features(
                 model,
                 self.sampler,
                 self.network,
-                source.shape,
+                data.source.shape,
                 self.n_samples,
                 self.seed,
                 self.batch_size,
                 share,
                 progress,
+                classes=Classes(in_proportion(data.train.labels)),
             )
         scores = fidelity(samples, self.reference, self.metrics)
         for warning in scores.pop("warnings"):

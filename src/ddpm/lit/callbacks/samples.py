@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import lightning
+import torch
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
 from ddpm.data.scaling import as_uint8, to_pixels
 from ddpm.draw import draw
-from ddpm.grid import grid, save_png
+from ddpm.grid import grid, in_rows, save_png
+from ddpm.guidance import Classes
 from ddpm.lit.callbacks.periodic import Periodic
 from ddpm.lit.module import DDPM
 from ddpm.metrics.gathered import Gathered
@@ -19,7 +21,8 @@ from ddpm.share import Share
 class Samples(Periodic):
     """Writes `samples/step_0001000.png` into the run's folder, and sends it to TensorBoard and W&B.
 
-    The samples come from the averaged weights and the same noise every time, so that grids can be compared.
+    The samples come from the averaged weights and the same noise every time, so that grids can be compared. Those of
+    a conditional model have one row for each class.
 
     Args:
         every_n_steps: steps between two grids; None for the end alone.
@@ -45,13 +48,15 @@ class Samples(Periodic):
         model = module.averaged
         mine = Share(trainer.global_rank, trainer.world_size).of(self.n)
         gathered = Gathered(("x",)).to(module.device)
+        classes = Classes(torch.arange(model.classes or 1))
         with Steps("samples", self.sampler.chain(model).T, trainer.is_global_zero) as progress:
-            for x, index in draw(model, self.sampler, source.shape, mine, self.seed, self.n, progress):
+            for x, index in draw(model, self.sampler, source.shape, mine, self.seed, self.n, progress, classes):
                 gathered.update({"x": x}, index)
         x = gathered.compute()["x"]
         if not trainer.is_global_zero:
             return
-        image = grid(as_uint8(to_pixels(x, source.levels), source.levels).cpu())
+        pixels = as_uint8(to_pixels(x, source.levels), source.levels).cpu()
+        image = in_rows(pixels, model.classes) if model.classes else grid(pixels)
         path = save_png(image, Path(trainer.default_root_dir) / "samples" / f"step_{trainer.global_step:07d}.png")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):

@@ -1,0 +1,43 @@
+"""FID and accuracy against the scale of guidance."""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ddpm import plots
+from ddpm.evaluation.quality import Judge
+from ddpm.guidance import Classes, Guidance
+from ddpm.subject import Subject
+
+CURVES = ("fid", "fid_class_mean", "accuracy")
+
+
+def prepare(subject: Subject) -> Callable[[Path], dict[str, Any]]:
+    """Check the options; what is returned samples with each scale, and draws the curves."""
+    scales = list(subject.cfg.guidance_scales)
+    if not subject.model.classes:
+        raise ValueError(
+            f"metrics=[guidance] needs a conditional model, and that of {subject.cfg.ckpt} is unconditional; train one "
+            f"with conditioning=class"
+        )
+    if not scales:
+        raise ValueError("guidance_scales must be numbers, such as [0,1,2], got none")
+    judge = Judge(subject, ["fid"])
+    interval = subject.cfg.guidance_interval
+
+    def run(folder: Path) -> dict[str, Any]:
+        rows: list[dict[str, float]] = []
+        for scale in scales:
+            classes = Classes(judge.labels, Guidance(scale, interval))
+            scores = judge.scores(judge.draw(classes, f"sampling, guidance {scale:g}"))
+            rows.append({"guidance": scale} | {name: scores[name] for name in CURVES if name in scores})
+        if subject.leads:
+            with (folder / "guidance.csv").open("w", newline="") as file:
+                writer = csv.DictWriter(file, list(rows[0]))
+                writer.writeheader()
+                writer.writerows(rows)
+            plots.save(plots.guidance(rows), folder / "guidance.png")
+        return {"table": rows, "guidance_interval": None if interval is None else list(interval)} | judge.protocol()
+
+    return run
