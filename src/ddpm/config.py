@@ -132,6 +132,12 @@ class SampleConfig:
     guidance_interval: list[float] | None = None
     speed: str = "reference"
     format: str = "png"
+    operator: Any = None
+    solver: Any = None
+    input: str | None = None
+    noise: float = 0.0
+    draws: int = 4
+    lpips: bool = False
     device: str = "auto"
     devices: Any = 1
     output_dir: str | None = None

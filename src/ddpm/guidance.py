@@ -91,6 +91,6 @@ class Classes:
 def in_proportion(labels: Tensor) -> Tensor:
     """The same labels in an order of which every stretch has about the proportions of the whole, shape (N,)."""
     n = len(labels)
-    # Ranks of a golden-ratio sequence are a permutation that covers 0..n-1 evenly.
-    order = ((torch.arange(n, dtype=torch.float64) * 0.6180339887498949) % 1).argsort().argsort()
+    # The order of a golden-ratio sequence is a permutation that covers 0..n-1 evenly.
+    order = ((torch.arange(n, dtype=torch.float64) * 0.6180339887498949) % 1).argsort()
     return labels.sort().values[order]

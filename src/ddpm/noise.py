@@ -24,6 +24,7 @@ class Stream(IntEnum):
     TIMES = 6
     DEQUANTISATION = 7
     PROBE = 8
+    MEASUREMENT = 9
 
 
 class IndexedNoise:

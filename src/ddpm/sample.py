@@ -7,7 +7,7 @@ from typing import Any
 
 from ddpm import cli
 from ddpm.subject import Subject, subject
-from ddpm.tasks import encode, grid, interpolate, progressive, slerp
+from ddpm.tasks import encode, grid, interpolate, inverse, progressive, slerp
 
 TASKS: dict[str, Callable[[Subject], Callable[[Path], None]]] = {
     "grid": grid.prepare,
@@ -15,10 +15,11 @@ TASKS: dict[str, Callable[[Subject], Callable[[Path], None]]] = {
     "interpolate": interpolate.prepare,
     "slerp": slerp.prepare,
     "encode": encode.prepare,
+    "inverse": inverse.prepare,
 }
 WITH_CLASSES = ("grid", "progressive")
 """Tasks that sample classes of a conditional model; the others use it as the unconditional model that it also is."""
-SHARED = ("grid",)
+SHARED = ("grid", "inverse")
 """Tasks that several processes share; the others, which are short, are done by the first."""
 
 

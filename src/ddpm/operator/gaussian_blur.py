@@ -1,0 +1,23 @@
+"""Out of focus."""
+
+import math
+
+import torch
+
+from ddpm.operator.blur import Blur
+
+
+class GaussianBlur(Blur):
+    """Convolution with a Gaussian, cut at three standard deviations.
+
+    Args:
+        width: its standard deviation in pixels, above 0.
+    """
+
+    def __init__(self, width: float = 1.5) -> None:
+        if width <= 0:
+            raise ValueError(f"operator.width must be above 0, got {width}")
+        radius = math.ceil(3 * width)
+        along = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float64) / width) ** 2)
+        along = along / along.sum()
+        super().__init__(along[:, None] * along)

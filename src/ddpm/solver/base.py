@@ -1,0 +1,69 @@
+"""From a measurement to images that explain it: reverse diffusion with the unconditional model, nothing retrained."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ddpm.diffusion import Diffusion
+from ddpm.operator.base import Measurement, Operator
+from ddpm.sampler.base import Noise, Sampler
+
+
+class Solver(ABC):
+    """Draws about p(x_0 | y), whatever the parameterization and the variance of the model."""
+
+    needs_linear: bool = False
+    """Whether the operator must be linear."""
+
+    @abstractmethod
+    def sample(
+        self,
+        diffusion: Diffusion,
+        sampler: Sampler,
+        measurement: Measurement,
+        noise: Noise,
+        on_step: Callable[[], None] = lambda: None,
+    ) -> Tensor:
+        """Images about in [-1, 1], shape (B, C, H, W).
+
+        Args:
+            diffusion: the model, in evaluation mode, its weights without gradients.
+            sampler: how to move along the chain.
+            measurement: of each image of the batch.
+            noise: step -> standard normal, shape (B, C, H, W).
+            on_step: called after each step of the chain.
+        """
+
+    def check(self, operator: Operator) -> None:
+        """Raises ValueError unless the solver can deal with the operator."""
+        if self.needs_linear and not operator.linear:
+            raise ValueError("this solver needs a linear operator, and this one is not; choose solver=dps")
+
+
+def conjugate_gradient(apply: Callable[[Tensor], Tensor], b: Tensor, iterations: int) -> Tensor:
+    """u with A u = b for each element of the batch, A symmetric and positive; from u = 0.
+
+    Args:
+        apply: u -> A u, shape of b.
+        b: shape (B, ...).
+        iterations: at most; elements that are solved, or that A is not positive along, are left where they are.
+    """
+
+    def dot(a: Tensor, c: Tensor) -> Tensor:
+        return (a * c).flatten(1).sum(1).view(-1, *[1] * (b.dim() - 1))
+
+    u, r = torch.zeros_like(b), b.clone()
+    p, rr = r, dot(r, r)
+    enough = torch.finfo(b.dtype).eps ** 2 * rr
+    for _ in range(iterations):
+        Ap = apply(p)
+        curvature = dot(p, Ap)
+        going = (rr > enough) & (curvature > 0)
+        alpha = torch.where(going, rr / torch.where(going, curvature, 1.0), 0.0)
+        u = u + alpha * p
+        r = r - alpha * Ap
+        before, rr = rr, dot(r, r)
+        p = r + torch.where(going, rr / torch.where(going, before, 1.0), 0.0) * p
+    return u

@@ -1,0 +1,84 @@
+"""The model of p(x_0 | y) as a network, for solvers that change x^_0 alone: any sampler can sample from it."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ddpm.diffusion import Diffusion
+from ddpm.operator.base import Measurement
+from ddpm.parameterization.x0 import X0
+from ddpm.sampler.base import Noise, Sampler
+from ddpm.solver.base import Solver
+
+
+class Denoised(NamedTuple):
+    """What the unconditional model says at x_t, with the graph behind it.
+
+    Attributes:
+        x_t: with gradients, shape (B, C, H, W).
+        x_0: x^_0(x_t), shape (B, C, H, W).
+        variance: sigma_t^2 = 1 - alpha_bar_t, shape (B, 1, 1, 1).
+        scale: sigma_t^2 / sqrt(alpha_bar_t), shape (B, 1, 1, 1): Cov[x_0 | x_t] = scale dx^_0/dx_t, and x^_0 moves by
+            scale times what the score does (Tweedie).
+    """
+
+    x_t: Tensor
+    x_0: Tensor
+    variance: Tensor
+    scale: Tensor
+
+    def pulled_back(self, v: Tensor) -> Tensor:
+        """v' dx^_0/dx_t, shape (B, C, H, W)."""
+        (found,) = torch.autograd.grad(self.x_0, self.x_t, v, retain_graph=True)
+        return found
+
+
+class PosteriorSolver(Solver):
+    """E[x_0 | x_t, y] in place of E[x_0 | x_t], at every evaluation of whatever sampler."""
+
+    @abstractmethod
+    def shift(self, at: Denoised, measurement: Measurement) -> Tensor:
+        """E[x_0 | x_t, y] - E[x_0 | x_t], without gradients, shape (B, C, H, W)."""
+
+    def sample(
+        self,
+        diffusion: Diffusion,
+        sampler: Sampler,
+        measurement: Measurement,
+        noise: Noise,
+        on_step: Callable[[], None] = lambda: None,
+    ) -> Tensor:
+        return sampler.sample(diffusion.with_network(Posterior(diffusion, self, measurement)), noise, on_step)
+
+
+class Posterior(nn.Module):
+    """The network of a model, its reading of x_0 shifted to that of the posterior."""
+
+    def __init__(self, diffusion: Diffusion, solver: PosteriorSolver, measurement: Measurement) -> None:
+        super().__init__()
+        self.network = diffusion.network
+        self.parameterization = diffusion.parameterization
+        self.origin = diffusion.process.origin
+        self.solver = solver
+        self.measurement = measurement
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        with torch.inference_mode(False), torch.enable_grad():
+            x_t, t = x_t.clone().requires_grad_(), t.clone()
+            tables = self.origin.coefficients(t + 1)
+            own, x0 = self.parameterization, X0()
+
+            def image(table: Tensor) -> Tensor:
+                return table.to(x_t.dtype).view(-1, 1, 1, 1)
+
+            y, rest = self.network(x_t, t).to(x_t.dtype).tensor_split([x_t.shape[1]], dim=1)
+            k_y, k_x = own.map_to(x0, tables)
+            x_0 = image(k_y) * y + image(k_x) * x_t
+            variance = tables.sigma**2
+            at = Denoised(x_t, x_0, image(variance), image(variance / tables.sqrt_alpha_bar))
+            shifted = x_0.detach() + self.solver.shift(at, self.measurement)
+            k_y, k_x = x0.map_to(own, tables)
+            return torch.cat([image(k_y) * shifted + image(k_x) * x_t, rest], 1).detach()

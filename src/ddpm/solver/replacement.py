@@ -1,0 +1,79 @@
+"""What was measured replaces what was sampled (Song et al. 2021), again and again (RePaint, Lugmayr et al. 2022)."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ddpm.diffusion import Diffusion
+from ddpm.operator.base import LinearOperator, Measurement, linear
+from ddpm.sampler.base import Noise, Sampler, State
+from ddpm.solver.base import Solver, conjugate_gradient
+
+APART = 64
+"""Chains' lengths between the noise of the sampler, which draws at some multiples of the length, and other noise."""
+
+
+class Replacement(Solver):
+    """After each step, A x_{t-1} becomes a draw of q(A x_{t-1} | y); then back to x_t and again, `resamplings` times.
+
+        x <- x + A' (A A' + sigma_y^2 I)^-1 (sqrt(alpha_bar) y + sigma A z - A x)
+
+    The part that is sampled does not know of the replaced one but through x_t: it is too independent of it, even with
+    a perfect model, and the samples are biased; more resamplings bring the two together.
+
+    Args:
+        resamplings: times that each step is taken, at least 1; 1 is replacement without resampling.
+        iterations: of conjugate gradients, which cost no evaluation of the network.
+    """
+
+    needs_linear = True
+
+    def __init__(self, resamplings: int = 5, iterations: int = 20) -> None:
+        if resamplings < 1 or iterations < 1:
+            raise ValueError(
+                f"solver.resamplings and solver.iterations must be at least 1, got {resamplings} and {iterations}"
+            )
+        self.resamplings = resamplings
+        self.iterations = iterations
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        diffusion: Diffusion,
+        sampler: Sampler,
+        measurement: Measurement,
+        noise: Noise,
+        on_step: Callable[[], None] = lambda: None,
+    ) -> Tensor:
+        operator = linear(measurement)
+        chain = sampler.chain(diffusion)
+        process = chain.process
+        x, state = noise(0), None
+        for step in range(chain.T, 0, -1):
+            for again in range(self.resamplings):
+                fresh = lambda at, first=3 * again * APART * chain.T: noise(first + at)  # noqa: E731
+                at = chain.predict(x, torch.full((len(x),), step, device=x.device), sampler.clip)
+                x_0 = at.x_0
+                x = sampler.move(chain, at, step, fresh, state)
+                signal, sigma = (float(table[step - 1]) for table in (process.sqrt_alpha_bar, process.sigma))
+                target = signal * measurement.y
+                if step > 1:
+                    target = target + sigma * operator(fresh(APART * chain.T + step))
+                x = self._replaced(operator, x, target, measurement.sigma)
+                if step == 1 or again == self.resamplings - 1:
+                    break
+                alpha, beta = float(process.sqrt_alpha[step]), float(process.beta[step])
+                x = alpha * x + beta**0.5 * fresh(2 * APART * chain.T + step)
+                state = None
+            state = State(step - 1, x, x_0)
+            on_step()
+        return x
+
+    def _replaced(self, operator: LinearOperator, x: Tensor, target: Tensor, sigma: float) -> Tensor:
+        shape = x.shape[1:]
+
+        def squared(u: Tensor) -> Tensor:
+            return operator(operator.adjoint(u, shape)) + sigma**2 * u
+
+        return x + operator.adjoint(conjugate_gradient(squared, target - operator(x), self.iterations), shape)
