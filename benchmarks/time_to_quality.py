@@ -247,6 +247,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder of the results")
     parser.add_argument("--work", type=Path, required=True, help="folder of rates, weights and rows")
     parser.add_argument("--minutes", type=float, default=20, help="of training")
+    parser.add_argument("--packages", nargs="+", choices=PACKAGES, default=list(PACKAGES))
     parser.add_argument("--n", type=int, default=5000, help="samples of each row")
     parser.add_argument("--evaluations", type=int, default=15, help="of the network for each sample")
     parser.add_argument("--nll-images", type=int, default=1000, help="test images of bits/dim")
@@ -254,7 +255,7 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
 
     rate = rates(options.work)
-    models = {name: trained(name, options.minutes, rate[name], options.work) for name in PACKAGES}
+    models = {name: trained(name, options.minutes, rate[name], options.work) for name in options.packages}
     source = FashionMNIST()
     train, test = source.load("train"), source.load("test")
     network = feature_network("classifier", train, test, len(source.classes), source.levels)
@@ -264,7 +265,7 @@ def main() -> None:
     path = options.work / "rows.json"
     rows = json.loads(path.read_text()) if path.exists() else []
     for k in reversed(range(len(SHARES))):
-        for name in PACKAGES:
+        for name in options.packages:
             minutes = options.minutes * SHARES[k]
             if any((row["package"], row["minutes"]) == (name, minutes) for row in rows):
                 continue

@@ -42,7 +42,7 @@ def read(path: str | Path, trusted: Sequence[str] = ()) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("ddpm_config"), dict):
         raise ValueError(f"{path} is not a checkpoint of ddpm; give a file written by train.py, such as last.ckpt")
     config = content["ddpm_config"]
-    config.setdefault("conditioning", {"_target_": "ddpm.conditioning.unconditional.Unconditional"})
+    config.setdefault("conditioning", {"_target_": "ddpm.conditioning.none.Unconditional"})
     strange = sorted(map(str, {*content} - CONTENT)) + sorted(f"ddpm_config.{key}" for key in {*config} - STORED)
     if strange:
         raise ValueError(f"{path} holds {strange[0]}, which ddpm never writes; it is refused")

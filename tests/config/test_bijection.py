@@ -13,12 +13,15 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from ddpm.conditioning.base import Conditioning
 from ddpm.data.source import Source
 from ddpm.loss.base import Loss
 from ddpm.network.unet import UNet
+from ddpm.operator.base import Operator
 from ddpm.parameterization.base import Parameterization
 from ddpm.sampler.base import Sampler
 from ddpm.schedule.base import Schedule
+from ddpm.solver.base import Solver
 from ddpm.time_sampler.base import TimeSampler
 from ddpm.variance.base import Variance
 
@@ -31,10 +34,13 @@ PACKAGES = {
     "time_sampler": ("ddpm.time_sampler", TimeSampler),
     "sampler": ("ddpm.sampler", Sampler),
     "data": ("ddpm.data", Source),
+    "conditioning": ("ddpm.conditioning", Conditioning),
+    "operator": ("ddpm.operator", Operator),
+    "solver": ("ddpm.solver", Solver),
     "callbacks": ("ddpm.lit.callbacks", lightning.Callback),
 }
 # Keywords that another group determines.
-GIVEN = {"time_sampler": {"T"}, "network": {"image_size", "in_channels", "out_channels"}}
+GIVEN = {"time_sampler": {"T"}, "network": {"image_size", "in_channels", "out_channels", "classes"}}
 
 
 def options(group):
@@ -60,7 +66,7 @@ def leaves(group):
         parent, _, module = kind.__module__.rpartition(".")
         public = not kind.__name__.startswith("_")
         if parent == package and public and not inspect.isabstract(kind) and not subclasses(kind):
-            found.setdefault(module, []).append(kind)
+            found.setdefault(module.rstrip("_"), []).append(kind)  # `class` is a word of Python
     return found
 
 
@@ -107,8 +113,10 @@ def test_every_optimizer_file_waits_for_the_parameters_and_names_known_keywords(
     assert set(node) - {"_target_", "_partial_"} <= keywords(kind) - {"params"}
 
 
-def test_every_group_of_the_entry_point_is_a_folder_and_every_folder_a_group():
-    defaults = OmegaConf.load(CONF / "train.yaml")["defaults"]
-    groups = {next(iter(entry)) for entry in defaults if not isinstance(entry, str)}
+def test_every_group_of_the_entry_points_is_a_folder_and_every_folder_a_group():
+    groups = set()
+    for entry in ("train", "evaluate", "sample"):
+        defaults = OmegaConf.load(CONF / f"{entry}.yaml")["defaults"]
+        groups |= {next(iter(each)).removeprefix("optional ") for each in defaults if not isinstance(each, str)}
     folders = {path.name for path in CONF.iterdir() if path.is_dir()}
     assert {group for group in groups if not group.startswith("override")} == folders

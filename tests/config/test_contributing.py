@@ -10,6 +10,7 @@ from torch import Tensor
 from ddpm.diffusion import Diffusion
 from ddpm.loss.base import WeightedError
 from ddpm.network.unet import UNet
+from ddpm.operator.base import LinearOperator
 from ddpm.parameterization.base import Parameterization
 from ddpm.parameterization.eps import Eps
 from ddpm.parameterization.x0 import X0
@@ -25,7 +26,17 @@ PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 @pytest.fixture(scope="module")
 def examples():
-    names = (Tensor, Diffusion, WeightedError, Parameterization, Coefficients, Prediction, Sampler, State)
+    names = (
+        Tensor,
+        Diffusion,
+        WeightedError,
+        Parameterization,
+        Coefficients,
+        Prediction,
+        Sampler,
+        State,
+        LinearOperator,
+    )
     namespace = {part.__name__: part for part in names} | {"torch": torch, "Noise": Noise, "__name__": __name__}
     for code in PYTHON:
         exec(code, namespace)
@@ -40,8 +51,8 @@ def model(process, parameterization):
 
 
 def test_every_kind_of_option_has_an_example():
-    assert len(PYTHON) == 4
-    assert len(re.findall(r"```yaml\n_target_: ddpm\.", TEXT)) == 4
+    assert len(PYTHON) == 5
+    assert len(re.findall(r"```yaml\n_target_: ddpm\.", TEXT)) == 5
 
 
 def test_the_schedule_rises_geometrically(examples):
@@ -77,3 +88,9 @@ def test_the_sampler_draws_nothing_after_the_start(examples):
     x = examples["Mean"](steps=5).sample(model(Process(Linear(T=50).beta()), Eps()), noise)
     assert drawn == [0]
     assert x.shape == (2, 1, 8, 8)
+
+
+def test_the_operator_has_an_adjoint(examples):
+    operator = examples["Decimate"]()
+    x, y = torch.randn(2, 1, 8, 8), torch.randn(2, 1, 4, 4)
+    assert torch.allclose((operator(x) * y).sum(), (x * operator.adjoint(y, (1, 8, 8))).sum(), atol=1e-4)

@@ -344,3 +344,95 @@ def test_what_is_out_of_range_for_a_checkpoint_is_one_line(message, trained, nam
 def test_the_wrong_kind_of_weights_is_one_line(message, trained, tmp_path):
     path = tampered(trained, tmp_path / "other", lambda config: config["network"].update(width=16))
     assert "the ema weights do not fit the network" in message("evaluate", given(path))
+
+
+# ---------------------------------------------------------------- classes and measurements
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "expected"),
+    [
+        ("sample", ("labels=[0]",), "labels=[0] need a conditional model"),
+        ("sample", ("guidance=1",), "guidance=1 needs a conditional model"),
+        ("evaluate", ("guidance=1",), "train one with conditioning=class"),
+        ("evaluate", ("metrics=[guidance]",), "metrics=[guidance] needs a conditional model"),
+        ("sample", ("task=interpolate", "labels=[0]"), "task=interpolate takes no labels and no guidance"),
+        ("sample", ("task=inverse",), "task=inverse needs operator=..."),
+        ("sample", ("task=inverse", "operator=inpaint"), "task=inverse needs solver=..."),
+        ("sample", ("task=inverse", "operator=colourise", "solver=dps"), "needs images of 3 channels, these have 1"),
+        ("sample", ("task=inverse", "operator=inpaint", "solver=dps", "draws=0"), "draws must be at least 1, got 0"),
+        ("sample", ("task=inverse", "operator=inpaint", "solver=dps", "noise=-1"), "noise must be at least 0"),
+        ("sample", ("task=inverse", "operator=inpaint", "solver=dps", "input=no.png"), "no.png"),
+        (
+            "sample",
+            ("task=inverse", "operator=function", "operator.function=math.tanh", "solver=mmps"),
+            "choose solver=dps",
+        ),
+        ("sample", ("task=inverse", "operator=inpaint", "+operator.sizes=3", "solver=dps"), "sizes"),
+        ("sample", ("sampler=ddim", "sampler.clip=1.5"), "sampler.clip must be true, false, or a quantile"),
+    ],
+)
+def test_classes_and_measurements_that_cannot_be(message, trained, name, overrides, expected):
+    assert expected in message(name, f"ckpt='{trained}'", *overrides)
+
+
+def test_lpips_without_its_weights(message, trained, monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    options = ("task=inverse", "operator=inpaint", "solver=dps", "lpips=true")
+    assert "lpips=true needs torchvision's AlexNet weights" in message("sample", f"ckpt='{trained}'", *options)
+
+
+@pytest.fixture(scope="session")
+def conditional(train, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("conditional")
+    train(folder, "trainer.max_steps=2", "conditioning=class")
+    return folder / "last.ckpt"
+
+
+@pytest.mark.parametrize("labels", ["[10]", "[-1]", "[]"])
+def test_labels_that_the_model_does_not_know(message, conditional, labels):
+    assert "labels must be of 0..9, the classes of the model" in message(
+        "sample", f"ckpt='{conditional}'", f"labels={labels}"
+    )
+
+
+def test_an_interval_that_is_none(message, conditional):
+    line = message("sample", f"ckpt='{conditional}'", "guidance=1", "guidance_interval=[3]")
+    assert "guidance_interval must be the first and the last time" in line
+
+
+def test_a_sweep_over_nothing(message, conditional):
+    line = message("evaluate", f"ckpt='{conditional}'", "metrics=[guidance]", "guidance_scales=[]")
+    assert "guidance_scales must be numbers" in line
+
+
+def test_data_of_other_classes_than_the_model(message, conditional, tmp_path):
+    content = torch.load(conditional, weights_only=True)
+    content["ddpm_config"]["image"]["classes"] = 9
+    network = "ema.network.label.weight"
+    content["state_dict"][network] = content["state_dict"][network][:10]
+    torch.save(content, tmp_path / "other")
+    line = message("evaluate", f"ckpt='{tmp_path}/other'", "metrics=[nll]")
+    assert "the data have 10 classes, but the checkpoint's model was trained with 9" in line
+
+
+def test_a_conditional_model_of_data_without_classes(message, tmp_path):
+    from PIL import Image
+
+    for i in range(20):
+        Image.new("L", (8, 8), i).save(tmp_path / f"{i}.png")
+    data = (
+        "data=image_folder",
+        f"data.root='{tmp_path}'",
+        "data.image_size=8",
+        "data.channels=1",
+        "data.test_fraction=0.2",
+    )
+    assert "conditioning=class needs data with classes" in message("train", *data, "conditioning=class", "batch_size=4")
+
+
+def test_a_checkpoint_from_before_there_were_classes_is_unconditional(trained, tmp_path):
+    content = torch.load(trained, weights_only=True)
+    del content["ddpm_config"]["conditioning"], content["ddpm_config"]["image"]["classes"]
+    torch.save(content, tmp_path / "older")
+    assert checkpoint.load(tmp_path / "older").classes == 0

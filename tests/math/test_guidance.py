@@ -5,7 +5,7 @@ import torch
 from conftest import Denoiser
 from torch import nn
 
-from ddpm.conditioning.class_labels import ClassLabels
+from ddpm.conditioning.class_ import ClassLabels
 from ddpm.diffusion import Diffusion
 from ddpm.guidance import Classes, Guidance, in_proportion
 from ddpm.network.unet import UNet

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
 from ddpm.conditioning.base import Conditioning
-from ddpm.conditioning.unconditional import Unconditional
+from ddpm.conditioning.none import Unconditional
 from ddpm.data.datamodule import Batch
 from ddpm.diffusion import Diffusion
 from ddpm.ema import EMA

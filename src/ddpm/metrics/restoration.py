@@ -36,10 +36,6 @@ def lpips(found: Tensor, true: Tensor) -> Tensor:
     """Learned perceptual similarity of each image (Zhang et al. 2018, AlexNet), shape (B,); images as in `psnr`."""
     from torchmetrics.functional.image import learned_perceptual_image_patch_similarity
 
-    each = [
-        learned_perceptual_image_patch_similarity(
-            *(image[None].clamp(-1, 1).expand(-1, 3, -1, -1) for image in pair), net_type="alex"
-        )
-        for pair in zip(found, true, strict=True)
-    ]
-    return torch.stack(each)
+    found, true = (images.clamp(-1, 1).expand(-1, 3, -1, -1) for images in (found, true))
+    pairs = zip(found.split(1), true.split(1), strict=True)
+    return torch.stack([learned_perceptual_image_patch_similarity(a, b, net_type="alex") for a, b in pairs])

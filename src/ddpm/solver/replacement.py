@@ -1,6 +1,7 @@
 """What was measured replaces what was sampled (Song et al. 2021), again and again (RePaint, Lugmayr et al. 2022)."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -52,7 +53,7 @@ class Replacement(Solver):
         x, state = noise(0), None
         for step in range(chain.T, 0, -1):
             for again in range(self.resamplings):
-                fresh = lambda at, first=3 * again * APART * chain.T: noise(first + at)  # noqa: E731
+                fresh = partial(_later, noise, 3 * again * APART * chain.T)
                 at = chain.predict(x, torch.full((len(x),), step, device=x.device), sampler.clip)
                 x_0 = at.x_0
                 x = sampler.move(chain, at, step, fresh, state)
@@ -77,3 +78,7 @@ class Replacement(Solver):
             return operator(operator.adjoint(u, shape)) + sigma**2 * u
 
         return x + operator.adjoint(conjugate_gradient(squared, target - operator(x), self.iterations), shape)
+
+
+def _later(noise: Noise, first: int, step: int) -> Tensor:
+    return noise(first + step)
