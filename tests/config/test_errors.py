@@ -307,7 +307,11 @@ def test_every_target_that_training_stores_is_allowed(trained):
 @pytest.mark.parametrize(
     ("name", "overrides", "expected"),
     [
-        ("evaluate", ["metrics=[fid,fdi]"], "metrics must be of fid, is, kid, prc, nll, rate_distortion, ode, got fdi"),
+        (
+            "evaluate",
+            ["metrics=[fid,fdi]"],
+            "metrics must be of fid, is, kid, prc, nll, rate_distortion, ode, guidance, got fdi",
+        ),
         ("evaluate", ["metrics=[]"], "metrics must be of"),
         ("evaluate", ["nll.estimator=half"], "nll.estimator must be sampled or full, got 'half'"),
         ("evaluate", ["metrics=[nll]", "nll.evaluations=2"], "nll.evaluations must be at least 3"),

@@ -52,7 +52,7 @@ def test_every_solver_works_with_every_operator(do, operator, solver):
     found, arrays = of(folder)
     assert arrays["draws"].shape == (3, 2, 1, 8, 8)
     assert (arrays["draws"][:, 0] != arrays["draws"][:, 1]).any()
-    assert np.array_equal(arrays["x_0"], np.round(Digits().load("test").pixels(range(3)).numpy() * 255 / 16))
+    assert np.array_equal(arrays["x_0"], np.round(Digits().load("test").pixels(range(3)).double().numpy() * 255 / 16))
     assert len(found["psnr"]["of_each_mean"]) == 3
     assert np.isfinite(found["residual"])
     assert found["operator"]["_target_"].startswith(f"ddpm.operator.{operator}.")

@@ -28,7 +28,7 @@ def _table(title: str, rows: dict[str, str]) -> None:
 
 def _choice(node: Any) -> str:
     options = {key: value for key, value in node.items() if not key.startswith("_")}
-    name = node["_target_"].rsplit(".", 2)[-2]
+    name = node["_target_"].rsplit(".", 2)[-2].rstrip("_")
     return name + (f" ({', '.join(f'{key} {value}' for key, value in options.items())})" if options else "")
 
 
@@ -42,6 +42,7 @@ def summary(trainer: lightning.Trainer, module: DDPM, data: DataModule, config: 
     rows = {group: _choice(config[group]) for group in ("parameterization", "loss", "variance", "schedule")}
     rows |= {
         "time sampler": _choice(config["time_sampler"]),
+        "conditioning": _choice(config["conditioning"]),
         "network": f"{config['network']['_target_'].rsplit('.', 1)[-1]}, {parameters:,} parameters",
         "data": f"{config['data']['_target_'].rsplit('.', 2)[-2]}, {images:,} + {len(data.images('test')):,} images, "
         f"{channels}x{height}x{width}, {data.source.levels} grey levels",
