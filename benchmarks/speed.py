@@ -29,9 +29,15 @@ from ddpm import speed
 from ddpm.data.batches import TrainBatches
 from ddpm.data.fashion_mnist import FashionMNIST
 from ddpm.data.scaling import to_unit
+from ddpm.diffusion import Diffusion
 from ddpm.ema import EMA
 from ddpm.metrics import inception as ours_inception
+from ddpm.metrics import nll
 from ddpm.network.unet import UNet
+from ddpm.parameterization.eps import Eps
+from ddpm.process import Process
+from ddpm.schedule.linear import Linear
+from ddpm.variance.fixed_large import FixedLarge
 
 
 class Case(NamedTuple):
@@ -209,6 +215,48 @@ def commands() -> dict[str, Any]:
     }
 
 
+PEAK = """
+import resource, sys
+sys.path.insert(0, {folder!r})
+from speed import CASES, networks, training_step
+case = CASES[{number}]
+run = training_step({name!r}, networks(case)[{name!r}], case, {half})
+for _ in range(3):
+    run()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def memory(number: int) -> dict[str, float]:
+    """Most memory of a process that takes three training steps, MB; each package alone in a process of its own."""
+    half = speed.bfloat16_is_fast(torch.device("cpu"))
+    wanted = {name: (name, False) for name in ("ddpm", "diffusers", "lucidrains")}
+    wanted["ddpm, speed=auto"] = ("ddpm", half)
+    found = {}
+    for label, (name, precision) in wanted.items():
+        code = PEAK.format(folder=str(Path(__file__).parent), number=number, name=name, half=precision)
+        done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+        found[label] = int(done.stdout.split()[-1]) / 1024
+    return found
+
+
+def likelihood() -> dict[str, float]:
+    """Seconds for the bound of one Fashion-MNIST image, from all T terms and from ten."""
+    case = CASES[0]
+    network = networks(case)["ddpm"].eval().requires_grad_(False)
+    model = Diffusion(network, Process(Linear().beta()), Eps(), FixedLarge())
+    images = FashionMNIST().load("test")
+    n = 256
+    with torch.inference_mode():
+        start = time.perf_counter()
+        nll.full(model.respace(100), images, n, 0, n)
+        full = 10 * (time.perf_counter() - start) / n  # of a tenth of the terms, ten times
+        start = time.perf_counter()
+        nll.sampled(model, images, 4 * n, 0, n, 10)
+        sampled = (time.perf_counter() - start) / (4 * n)
+    return {"full": full, "sampled": sampled, "ratio": full / sampled}
+
+
 def conv_peak() -> dict[str, float]:
     """The fastest convolution found, GFLOP/s."""
     found = {}
@@ -232,11 +280,19 @@ def table(found: dict[str, Any]) -> str:
                 rows.append(
                     f"| {part}, {name} | {package} | {each['rate']:.1f} {unit} | {each['ratio_to_diffusers']:.2f} |"
                 )
+    for name, packages in found["memory"].items():
+        for package, megabytes in packages.items():
+            rows.append(
+                f"| peak memory of training, {name} | {package} | {megabytes:,.0f} MB "
+                f"| {megabytes / packages['diffusers']:.2f} |"
+            )
     rows += ["", "| work | result |", "|---|---|"]
     features, loop, peak = found["inception"], found["commands"], found["conv_peak_gflops"]
     rows += [
         f"| Inception features, 32x32 images | {features['ddpm']['rate']:.1f} images/s, {features['ratio']:.2f} times "
         f"torch-fidelity, relative difference {features['relative_difference']:.1e} |",
+        f"| bits/dim of one Fashion-MNIST image | {1e3 * found['likelihood']['sampled']:.1f} ms by ten evaluations, "
+        f"{found['likelihood']['full']:.2f} s by all 1000: {found['likelihood']['ratio']:.0f} times less |",
         f"| Fashion-MNIST batches, scaled | {found['data']['rate']:,.0f} images/s |",
         f"| from the command to the end of the first step | {loop['start']:.1f} s |",
         f"| what Lightning and the callbacks add to a step | {1e3 * loop['overhead']:.1f} ms, "
@@ -262,6 +318,8 @@ def main() -> None:
         "conv_peak_gflops": conv_peak(),
         "training": {case.name: training(case) for case in CASES},
         "sampling": {case.name: sampling(case) for case in CASES},
+        "memory": {case.name: memory(number) for number, case in enumerate(CASES)},
+        "likelihood": likelihood(),
         "inception": inception_features(),
         "data": data(),
         "commands": commands(),

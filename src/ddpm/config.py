@@ -50,6 +50,7 @@ class TrainConfig:
     num_workers: int = 0
     seed: int = 0
     speed: str = "auto"
+    compile: bool = False
     ckpt: str | None = None
     output_dir: str = MISSING
 
@@ -101,6 +102,7 @@ class EvaluateConfig:
     guidance_interval: list[float] | None = None
     guidance_scales: list[float] = field(default_factory=lambda: [0.0, 0.5, 1.0, 2.0, 3.0])
     speed: str = "reference"
+    compile: bool = False
     nll: NLLConfig = field(default_factory=NLLConfig)
     rate_distortion: RateDistortionConfig = field(default_factory=RateDistortionConfig)
     ode: ODEConfig = field(default_factory=ODEConfig)
@@ -131,6 +133,7 @@ class SampleConfig:
     guidance: float = 0.0
     guidance_interval: list[float] | None = None
     speed: str = "reference"
+    compile: bool = False
     format: str = "png"
     operator: Any = None
     solver: Any = None

@@ -73,12 +73,15 @@ class Subject:
     @cached_property
     def sampled(self) -> Diffusion:
         """The model as it is sampled from: as fast as `cfg.speed` allows."""
-        return speed.sampling(self.model, self.cfg.speed)
+        sampled = speed.sampling(self.model, self.cfg.speed)
+        if self.cfg.compile:
+            sampled.network.compile()
+        return sampled
 
     @property
     def sampled_dtype(self) -> str:
         """In what the network computes when it is sampled from."""
-        return "float32" if self.sampled is self.model else "bfloat16"
+        return "bfloat16" if isinstance(self.sampled.network, speed.BFloat16) else "float32"
 
     @property
     def given(self) -> str | None:

@@ -10,6 +10,7 @@ from ddpm.diffusion import Diffusion
 from ddpm.network.unet import UNet
 from ddpm.parameterization.eps import Eps
 from ddpm.process import Process
+from ddpm.sample import sample
 from ddpm.schedule.linear import Linear
 from ddpm.variance.fixed_small import FixedSmall
 
@@ -88,3 +89,38 @@ def test_another_speed_is_refused(compose, bare, train, tmp_path, name):
     else:
         with pytest.raises(ValueError, match="speed must be auto"):
             evaluate(compose("evaluate", "ckpt=nowhere", "speed=fast"))
+
+
+@pytest.mark.parametrize("classes", [0, 3])
+@pytest.mark.parametrize("half", [False, True])
+def test_the_network_compiles_as_one_graph_and_is_the_same(classes, half):
+    torch.manual_seed(0)
+    network = UNet(8, 1, 1, 8, (1, 2), 1, (4,), 0.0, 4, classes=classes)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    called = speed.BFloat16(network) if half else network
+    label = (torch.tensor([0, 1, 3]),) if classes else ()
+    x, t = torch.randn(3, 1, 8, 8), torch.tensor([0, 10, 19])
+    compiled = torch.compile(called, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(x, t, *label), called(x, t, *label))
+    assert torch.equal(compiled(x, t), called(x, t))
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """The kinds of networks that are compiled, without a compiler."""
+    seen = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: seen.append(type(module)))
+    return seen
+
+
+@pytest.mark.slow
+def test_a_network_is_compiled_only_if_that_is_asked_for(train, compose, tmp_path, compiled, fast):
+    train(tmp_path / "plain", "trainer.max_steps=2")
+    assert compiled == []
+    train(tmp_path / "run", "trainer.max_steps=2", "compile=true")
+    assert compiled == [UNet]
+    options = (f"ckpt={json.dumps(str(tmp_path / 'run' / 'last.ckpt'))}", "n=2", "compile=true")
+    for setting, kind in (("reference", UNet), ("auto", speed.BFloat16)):
+        sample(compose("sample", *options, f"speed={setting}"))
+        assert compiled.pop() is kind

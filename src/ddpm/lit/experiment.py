@@ -91,6 +91,8 @@ def experiment(cfg: DictConfig) -> Experiment:
     source = build.source(config)
     build.fetch(source)
     module = _module(config, source)
+    if config["compile"]:
+        module.diffusion.network.compile()
     trainer = _trainer(config, module.diffusion.T)
     total_batch = config["batch_size"] * trainer.world_size * trainer.accumulate_grad_batches
     module.config = _stored(config, source, module.diffusion.classes) | {"total_batch": total_batch}
