@@ -34,10 +34,10 @@ PROBLEMS = {
 }
 STOCHASTIC = ["sampler=dpm_solver", "sampler.stochastic=true"]
 SOLVERS = {
-    "mmps": [*STOCHASTIC, "sampler.steps=50"],
-    "pigdm": [*STOCHASTIC, "sampler.steps=100"],
-    "dps": ["sampler=ancestral", "sampler.steps=250"],
-    "replacement": ["sampler=ancestral", "sampler.steps=100"],
+    "mmps": [*STOCHASTIC, "sampler.steps=40"],
+    "pigdm": [*STOCHASTIC, "sampler.steps=50"],
+    "dps": ["sampler=ancestral", "sampler.steps=200"],
+    "replacement": ["sampler=ancestral", "sampler.steps=50"],
 }
 
 

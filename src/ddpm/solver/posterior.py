@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ddpm.diffusion import Diffusion
-from ddpm.operator.base import Measurement
+from ddpm.operator.base import Measurement, linear
 from ddpm.parameterization.x0 import X0
 from ddpm.sampler.base import Noise, Sampler
-from ddpm.solver.base import Solver
+from ddpm.solver.base import Solver, conjugate_gradient
 
 
 class Denoised(NamedTuple):
@@ -37,11 +37,34 @@ class Denoised(NamedTuple):
 
 
 class PosteriorSolver(Solver):
-    """E[x_0 | x_t, y] in place of E[x_0 | x_t], at every evaluation of whatever sampler."""
+    """E[x_0 | x_t, y] in place of E[x_0 | x_t] at every evaluation of whatever sampler, with p(x_0 | x_t) = N(x^_0, V):
+
+        grad log p(y | x_t) = (dx^_0/dx_t)' A' (A V A' + sigma_y^2 I)^-1 (y - A x^_0)
+
+    Args:
+        iterations: of conjugate gradients, for the inverse.
+    """
+
+    needs_linear = True
+
+    def __init__(self, iterations: int) -> None:
+        if iterations < 1:
+            raise ValueError(f"solver.iterations must be at least 1, got {iterations}")
+        self.iterations = iterations
 
     @abstractmethod
+    def covariance(self, at: Denoised, v: Tensor) -> Tensor:
+        """V v, shape (B, C, H, W)."""
+
     def shift(self, at: Denoised, measurement: Measurement) -> Tensor:
         """E[x_0 | x_t, y] - E[x_0 | x_t], without gradients, shape (B, C, H, W)."""
+        operator, shape = linear(measurement), at.x_t.shape[1:]
+
+        def covariance_of_y(u: Tensor) -> Tensor:
+            return operator(self.covariance(at, operator.adjoint(u, shape))) + measurement.sigma**2 * u
+
+        u = conjugate_gradient(covariance_of_y, measurement.residual(at.x_0.detach()), self.iterations)
+        return at.scale * at.pulled_back(operator.adjoint(u, shape))
 
     def sample(
         self,
