@@ -1,6 +1,8 @@
 # The two commands that a fresh machine with Python 3.11+ needs: `make train` and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
+# One process of tests for each core, and one thread for each process.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 ARGS ?=
 
 # glibc returns large blocks to the system after every layer and faults them in again; keeping them makes CPU training
@@ -15,13 +17,13 @@ train: .venv/installed
 	$(BIN)/python train.py $(ARGS)
 
 test: .venv/installed
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 fast: .venv/installed
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 nightly: .venv/installed
-	DDPM_KILLS=20 $(BIN)/python -m pytest $(ARGS)
+	DDPM_KILLS=20 $(PYTEST) $(ARGS)
 
 bench: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable ".[bench]"

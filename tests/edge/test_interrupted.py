@@ -205,9 +205,9 @@ def test_a_second_run_in_a_folder_is_refused_and_changes_nothing(bare, env, tmp_
 @pytest.mark.slow
 def test_two_runs_at_once_do_not_share_a_folder(bare, env, tmp_path):
     folder = tmp_path / "run"
-    slow = "+callbacks.slow._target_=probe.Slow"
-    process = started(arguments(bare, folder, slow), env, folder)
-    resume = arguments(bare, folder, f"ckpt={folder}/last.ckpt")
+    slow = ("trainer.max_steps=100000", "+callbacks.slow._target_=probe.Slow")
+    process = started(arguments(bare, folder, *slow), env, folder)
+    resume = arguments(bare, folder, slow[0], f"ckpt={folder}/last.ckpt")
     done = subprocess.run(resume, env=env, capture_output=True, text=True, timeout=100)
     process.kill()
     process.communicate()

@@ -108,7 +108,7 @@ def test_encoding_and_decoding_gives_the_image_back(do):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["task=paint"], "task must be one of grid, progressive, interpolate, slerp, encode, got 'paint'"),
+        (["task=paint"], "task must be one of grid, progressive, interpolate, slerp, encode, inverse, got 'paint'"),
         (["task=interpolate", "images=[1]"], "images must be pairs"),
         (["task=interpolate", "images=[0,360]"], "images must be in 0..359, of the test split"),
         (["task=interpolate", "depth=21"], "depth, the time to which images are diffused, must be in 1..20, got 21"),

@@ -145,7 +145,7 @@ def test_a_checkpoint_holds_raw_and_averaged_weights_optimizer_and_history(full)
     assert content["state_dict"]["time_sampler.count"].sum() == 6 * 16
     assert content["state_dict"]["time_sampler.losses"].sum() > 0
     assert content["global_step"] == 6
-    assert content["ddpm_config"]["image"] == {"shape": [1, 8, 8], "levels": 17}
+    assert content["ddpm_config"]["image"] == {"shape": [1, 8, 8], "levels": 17, "classes": 0}
 
 
 def test_the_averaged_weights_follow_every_step(train, tmp_path):
@@ -422,8 +422,8 @@ def test_what_a_checkpoint_stores_is_plain_and_rebuilds_every_part(compose, bare
     cfg = compose("train", *bare, f"output_dir='{tmp_path}'")
     stored = experiment(cfg).module.config
     assert set(stored) == {
-        "schedule", "parameterization", "variance", "network", "loss", "time_sampler", "sampler", "data", "seed",
-        "evaluation", "image", "total_batch",
+        "schedule", "parameterization", "variance", "network", "conditioning", "loss", "time_sampler", "sampler",
+        "data", "seed", "evaluation", "image", "total_batch",
     }  # fmt: skip
     given = plain(cfg)
     assert all(stored[key] == given[key] for key in stored if key in given)

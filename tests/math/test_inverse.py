@@ -144,6 +144,7 @@ def draws(solver, data, sampler, operator, sigma, n=4000, parameterization=None,
     return found.flatten(1), y, *data.posterior(operator, y, sigma)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "operator", [Inpaint("half"), SuperResolution(2), GaussianBlur(0.3)], ids=["half", "x2", "blur"]
 )
@@ -180,6 +181,7 @@ def test_a_solver_gives_the_same_for_every_parameterization(solver):
     assert all(torch.allclose(each, found[0], atol=1e-7) for each in found[1:])
 
 
+@pytest.mark.slow
 def test_replacement_is_exact_where_pixels_are_independent():
     S = torch.diag(torch.tensor([0.1, 0.3, 0.5, 0.7], dtype=torch.float64))
     found, y, mean, covariance = draws(Replacement(1), Gaussian(S), Ancestral(250, clip=False), Inpaint("half"), 0.0)
@@ -189,6 +191,7 @@ def test_replacement_is_exact_where_pixels_are_independent():
     assert torch.allclose(found.T.cov(), covariance, atol=0.06)
 
 
+@pytest.mark.slow
 def test_resampling_brings_replacement_nearer_to_the_posterior():
     data, off = Gaussian(correlated()), []
     for resamplings in (1, 8):

@@ -37,5 +37,5 @@ def lpips(found: Tensor, true: Tensor) -> Tensor:
     from torchmetrics.functional.image import learned_perceptual_image_patch_similarity
 
     found, true = (images.clamp(-1, 1).expand(-1, 3, -1, -1) for images in (found, true))
-    pairs = zip(found.split(1), true.split(1), strict=True)
-    return torch.stack([learned_perceptual_image_patch_similarity(a, b, net_type="alex") for a, b in pairs])
+    pairs = zip(found, true, strict=True)
+    return torch.stack([learned_perceptual_image_patch_similarity(a[None], b[None], net_type="alex") for a, b in pairs])
