@@ -104,7 +104,7 @@ def training_step(name: str, network: nn.Module, case: Case, half: bool) -> Call
     """Loss, gradients, clipping, Adam and the average of the weights, each package with its own average."""
     x, noise = torch.randn(2, case.batch, case.channels, case.size, case.size).unbind()
     t = torch.randint(1000, (case.batch,))
-    optimizer = torch.optim.Adam(network.parameters(), 1e-4)
+    optimizer = torch.optim.Adam(network.parameters(), 1e-4, fused=name == "ddpm" or None)  # as conf/optimizer has it
     average: Callable[[], None]
     if name == "diffusers":
         ema = EMAModel(network.parameters(), 0.9999)

@@ -1,6 +1,8 @@
 import pytest
 import torch
+from torch import nn
 
+from ddpm.network.layers import Attention
 from ddpm.network.unet import UNet
 
 
@@ -76,3 +78,13 @@ def test_float64_runs_throughout():
 def test_sizes_that_do_not_fit_are_explained(options, message):
     with pytest.raises(ValueError, match=message):
         small(**options)
+
+
+def test_attention_is_that_of_torch():
+    torch.manual_seed(0)
+    layer = Attention(8, 4).double()
+    nn.init.normal_(layer.out.weight)
+    x = torch.randn(3, 8, 5, 5, dtype=torch.float64)
+    q, k, v = (part[:, None].mT for part in layer.query_key_value(layer.norm(x)).flatten(2).chunk(3, dim=1))
+    h = nn.functional.scaled_dot_product_attention(q, k, v)[:, 0].mT.reshape(x.shape)
+    assert torch.allclose(layer(x), x + layer.out(h), atol=1e-12)

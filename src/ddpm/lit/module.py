@@ -136,6 +136,8 @@ class DDPM(lightning.LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
         """The optimizer, with linear warm-up of its learning rate."""
         optimizer = self.optimizer(self.diffusion.network.parameters())
+        # A fused optimizer would unscale gradients itself, after they were clipped; Lightning refuses that.
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         warm_up = LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / max(1, self.warmup_steps)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warm_up, "interval": "step"}}
 
