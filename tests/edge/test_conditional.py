@@ -11,6 +11,7 @@ from ddpm import checkpoint as checkpoints
 from ddpm import load
 from ddpm.data.digits import Digits
 from ddpm.evaluate import evaluate
+from ddpm.grid import grid, in_rows
 from ddpm.lit.experiment import experiment
 from ddpm.metrics import nll
 from ddpm.metrics.by_class import accuracy, fid_by_class
@@ -137,3 +138,8 @@ def test_fid_by_class_compares_each_class_with_itself():
     assert found == pytest.approx({0: 0, 1: 0}, abs=1e-3)
     swapped = fid_by_class(parts, 1 - labels, parts, labels)
     assert min(swapped.values()) > 50
+
+
+def test_rows_hold_the_images_of_one_class_and_end_in_white():
+    images = torch.arange(1, 6, dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 1, 4, 4)
+    assert torch.equal(in_rows(images, 2), grid(torch.cat([images[[0, 2, 4, 1, 3]], images[:1] * 0 + 255]), 3))
