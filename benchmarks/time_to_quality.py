@@ -286,9 +286,10 @@ def write(options: argparse.Namespace, rate: dict[str, float], rows: list[dict[s
     times = sorted({row["minutes"] for row in rows})
     found = {(row["package"], row["minutes"]): row for row in rows}
     measured = {name: [each for each in times if (name, each) in found] for name in PACKAGES}
+    measured = {name: each for name, each in measured.items() if each}
     lines = ["| package | images/s | " + " | ".join(f"{each:g} min" for each in times) + " |"]
     lines.append("|---|---|" + "---|" * len(times))
-    for name in PACKAGES:
+    for name in measured:
         cells = {each: "{fid:.2f} ({bits_per_dim:.2f})".format(**found[name, each]) for each in measured[name]}
         lines.append(f"| {name} | {rate[name]:.0f} | " + " | ".join(cells.get(each, "") for each in times) + " |")
     lines.append(
@@ -299,7 +300,7 @@ def write(options: argparse.Namespace, rate: dict[str, float], rows: list[dict[s
     (options.out / "time_to_quality.md").write_text("\n".join(lines) + "\n")
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    for name in PACKAGES:
+    for name in measured:
         fids = [found[name, each]["fid"] for each in measured[name]]
         axes.plot(measured[name], fids, marker="o", label=name)
     axes.axhline(floor, color="grey", linestyle=":", label="real test images")
