@@ -122,3 +122,9 @@ def test_psnr_is_that_of_its_formula():
     true = torch.zeros(2, 1, 4, 4)
     found = torch.stack([torch.full((1, 4, 4), 0.2), torch.full((1, 4, 4), 0.02)])
     assert torch.allclose(psnr(found, true), torch.tensor([20.0, 40.0]))
+
+
+def test_a_split_can_be_measured(do):
+    found, arrays = of(do("operator=inpaint", "solver=dps", "input=train", "n=2", "draws=1"))
+    assert found["input"] == "train"
+    assert np.array_equal(arrays["x_0"], np.round(Digits().load("train").pixels(range(2)).double().numpy() * 255 / 16))
