@@ -1,9 +1,15 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and where those lie that can be computed again."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def cache() -> Path:
+    """The folder of what can be computed again: `$DDPM_CACHE`, else `ddpm` in the user's cache."""
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("DDPM_CACHE") or Path(home) / "ddpm").expanduser()
 
 
 @contextmanager

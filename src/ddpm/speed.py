@@ -1,9 +1,10 @@
-"""Which arithmetic a device is fast with: float32, or bfloat16 where its processor computes with that."""
+"""What a device is fast with: bfloat16 where it computes with that, and kernels of our own on a CPU."""
 
 import torch
 from torch import Tensor, nn
 
 from ddpm.diffusion import Diffusion
+from ddpm.network import native
 
 SPEEDS = ("auto", "reference")
 
@@ -26,6 +27,18 @@ def precision(speed: str, device: torch.device) -> str:
     """Lightning's name of the arithmetic to train in; weights, their average and the optimizer are float32 anyway."""
     check(speed)
     return "bf16-mixed" if speed == "auto" and bfloat16_is_fast(device) else "32-true"
+
+
+def has_kernels(speed: str, device: torch.device) -> bool:
+    """Whether networks are to be laid out for the kernels of `ddpm.network.native`, which are there."""
+    check(speed)
+    return speed == "auto" and device.type == "cpu" and native.library() is not None
+
+
+def arrange(network: nn.Module, speed: str, device: torch.device) -> None:
+    """Lay the weights out as is fast, in place; what the network computes changes by rounding only."""
+    if has_kernels(speed, device):
+        network.to(memory_format=torch.channels_last)
 
 
 class BFloat16(nn.Module):

@@ -185,6 +185,7 @@ def subject(cfg: Any) -> Subject:
             f"with conditioning=class"
         )
     Guidance(cfg.guidance, cfg.guidance_interval)
+    speed.arrange(model.network, cfg.speed, model.process.times.device)
     config = content["ddpm_config"]
     seed = config["seed"] if cfg.seed is None else cfg.seed
     return Subject(cfg, config, model, seed, content["global_step"], processes.share())

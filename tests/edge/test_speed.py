@@ -124,3 +124,41 @@ def test_a_network_is_compiled_only_if_that_is_asked_for(train, compose, tmp_pat
     for setting, kind in (("reference", UNet), ("auto", speed.BFloat16)):
         sample(compose("sample", *options, f"speed={setting}"))
         assert compiled.pop() is kind
+
+
+def test_auto_uses_the_kernels_on_a_cpu_and_says_so(train, tmp_path, capsys):
+    for chosen, layout, said in (("auto", torch.channels_last, "own kernels"), ("reference", None, "torch's kernels")):
+        run = train(tmp_path / chosen, f"speed={chosen}", "trainer.precision=32-true", "trainer.max_steps=1")
+        weight = run.module.diffusion.network.conv_out.weight
+        average = run.module.ema.network.conv_out.weight
+        for each in (weight, average):
+            assert each.is_contiguous(memory_format=layout or torch.contiguous_format)
+        assert f"{said} (speed={chosen})" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_layout_of_the_weights_does_not_change_a_resumed_run(train, tmp_path):
+    """A fused optimizer takes weights and averages of gradients for laid out alike."""
+
+    def kernels(folder):
+        state = torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
+        return torch.cat([value.flatten() for name, value in state.items() if value.dim() == 4 and "ema" not in name])
+
+    def run(name, speed, steps, *options):
+        folder = tmp_path / name
+        smooth = "optimizer.eps=0.01"  # or rounding would decide the sign of the first steps
+        train(
+            folder,
+            smooth,
+            "network.dropout=0",
+            "trainer.precision=32-true",
+            f"speed={speed}",
+            f"trainer.max_steps={steps}",
+            *options,
+        )
+        return kernels(folder)
+
+    whole = run("whole", "reference", 6)
+    for first, second in (("auto", "reference"), ("reference", "auto")):
+        before = run(first, first, 3)
+        after = run(first, second, 6, f"ckpt={json.dumps(str(tmp_path / first / 'last.ckpt'))}")
+        assert (after - whole).norm() < 1e-4 * (whole - before).norm()

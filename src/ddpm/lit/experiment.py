@@ -94,6 +94,7 @@ def experiment(cfg: DictConfig) -> Experiment:
     if config["compile"]:
         module.diffusion.network.compile()
     trainer = _trainer(config, module.diffusion.T)
+    speed.arrange(module, config["speed"], trainer.strategy.root_device)
     total_batch = config["batch_size"] * trainer.world_size * trainer.accumulate_grad_batches
     module.config = _stored(config, source, module.diffusion.classes) | {"total_batch": total_batch}
     if config["ckpt"] is not None:

@@ -147,7 +147,16 @@ class DDPM(lightning.LightningModule):
         checkpoint["unlogged"] = {name: summed(getattr(self.quartiles, name)) for name in ("total", "weight")}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Let the first process have the losses that were not logged yet; resuming may be on more of them."""
+        """Let the first process have the losses that were not logged yet; resuming may be on more of them.
+
+        What the optimizer keeps of a weight is laid out as the weight is, which a fused step relies on.
+        """
+        weights = list(self.diffusion.network.parameters())
+        for optimizer in checkpoint["optimizer_states"]:
+            for index, state in optimizer["state"].items():
+                for name, value in state.items():
+                    if value.shape == weights[index].shape:
+                        state[name] = torch.empty_like(weights[index]).copy_(value)
         if self.global_rank == 0:
             for name, value in checkpoint["unlogged"].items():
                 getattr(self.quartiles, name).copy_(value)

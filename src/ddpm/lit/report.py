@@ -10,6 +10,7 @@ import lightning
 from rich.console import Console
 from rich.table import Table
 
+from ddpm import speed
 from ddpm.data.datamodule import DataModule
 from ddpm.files import written
 from ddpm.lit.module import DDPM
@@ -39,6 +40,7 @@ def summary(trainer: lightning.Trainer, module: DDPM, data: DataModule, config: 
     accumulate = trainer.accumulate_grad_batches
     total_batch = data.batch_size * trainer.world_size * accumulate
     steps, images = trainer.max_steps, len(data.images("train"))
+    kernels = "own kernels" if speed.has_kernels(config["speed"], trainer.strategy.root_device) else "torch's kernels"
     rows = {group: _choice(config[group]) for group in ("parameterization", "loss", "variance", "schedule")}
     rows |= {
         "time sampler": _choice(config["time_sampler"]),
@@ -48,7 +50,7 @@ def summary(trainer: lightning.Trainer, module: DDPM, data: DataModule, config: 
         f"{channels}x{height}x{width}, {data.source.levels} grey levels",
         "training": f"{steps:,} steps of {total_batch} images ({steps * total_batch / images:.1f} passes), "
         f"{trainer.world_size} process(es) on {trainer.accelerator.__class__.__name__.removesuffix('Accelerator')}, "
-        f"precision {trainer.precision} (speed={config['speed']})",
+        f"precision {trainer.precision}, {kernels} (speed={config['speed']})",
     }
     _table("Experiment", rows)
     print(f"folder: {os.path.relpath(trainer.default_root_dir)}")

@@ -7,7 +7,6 @@ classifier only. Registered with torch-fidelity as `classifier`.
 
 import hashlib
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +19,7 @@ from torch_fidelity.registry import register_feature_extractor
 from tqdm import tqdm
 
 from ddpm.data.scaling import as_uint8
-from ddpm.files import written
+from ddpm.files import cache, written
 from ddpm.metrics.weights import load_weights
 
 # Whatever changes the trained weights is listed here: the cache is keyed on it.
@@ -142,7 +141,7 @@ def train_classifier(
             f"use features=inception"
         )
     key = repr((sorted(RECIPE.items()), FORMAT, images_train.digest(), images_test.digest(), classes, levels))
-    path = _cache() / f"classifier-{hashlib.sha256(key.encode()).hexdigest()[:16]}.pt"
+    path = cache() / f"classifier-{hashlib.sha256(key.encode()).hexdigest()[:16]}.pt"
     if path.is_file():
         return path
     _, channels, *size = images_train.pixels(torch.arange(1)).shape
@@ -197,8 +196,3 @@ def _accuracy(net: nn.Sequential, images: LabelledImages, levels: int) -> float:
 
 def _scaled(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1
-
-
-def _cache() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("DDPM_CACHE") or Path(home) / "ddpm").expanduser()

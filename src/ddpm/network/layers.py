@@ -10,6 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ddpm.network.conv3x3 import Conv3x3
+from ddpm.network.group_norm import GroupNorm
+
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
 
@@ -24,8 +27,8 @@ def initialise(layer: Layer, scale: float = 1.0) -> Layer:
 
 
 def conv(c_in: int, c_out: int, kernel: int = 3, scale: float = 1.0) -> nn.Conv2d:
-    """A convolution that keeps H and W."""
-    return initialise(nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2), scale)
+    """A convolution that keeps H and W, of a kernel of 1 or 3."""
+    return initialise(nn.Conv2d(c_in, c_out, 1) if kernel == 1 else Conv3x3(c_in, c_out), scale)
 
 
 class TimeEmbedding(nn.Module):
@@ -52,19 +55,17 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, c_in: int, c_out: int, embedding: int, dropout: float, groups: int) -> None:
         super().__init__()
-        self.norm_1 = nn.GroupNorm(groups, c_in, eps=1e-6)
+        self.norm_1 = GroupNorm(groups, c_in)
         self.conv_1 = conv(c_in, c_out)
         self.time = initialise(nn.Linear(embedding, c_out))
-        self.norm_2 = nn.GroupNorm(groups, c_out, eps=1e-6)
-        self.dropout = nn.Dropout(dropout)
+        self.norm_2 = GroupNorm(groups, c_out, dropout=dropout)
         self.conv_2 = conv(c_out, c_out, scale=0)
         self.shortcut = nn.Identity() if c_in == c_out else conv(c_in, c_out, kernel=1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """`embedding` has passed its nonlinearity, shape (B, E)."""
-        h = self.conv_1(F.silu(self.norm_1(x)))
-        h = h + self.time(embedding)[:, :, None, None]
-        h = self.conv_2(self.dropout(F.silu(self.norm_2(h))))
+        h = self.conv_1(self.norm_1(x))
+        h = self.conv_2(self.norm_2(h, self.time(embedding)))
         return self.shortcut(x) + h
 
 
@@ -73,13 +74,13 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.norm = GroupNorm(groups, channels, silu=False)
         self.query_key_value = conv(channels, 3 * channels, kernel=1)
         self.out = conv(channels, channels, kernel=1, scale=0)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.query_key_value(self.norm(x)).flatten(2).chunk(3, dim=1)
-        if x.device.type == "cpu":  # pixels lie innermost, where torch's own attention would copy them into place
+        if x.device.type == "cpu":  # where torch's own attention would copy them into place
             weights = torch.softmax((q * q.shape[1] ** -0.5).transpose(1, 2) @ k, dim=2)
             h = v @ weights.transpose(1, 2)
         else:

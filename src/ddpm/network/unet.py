@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ddpm.network.group_norm import GroupNorm
 from ddpm.network.layers import Attention, Downsample, ResidualBlock, TimeEmbedding, Upsample, conv
 
 
@@ -84,7 +85,7 @@ class UNet(nn.Module):
                     parts.append(Upsample(c))
                 self.up.append(parts)
 
-        self.norm_out = nn.GroupNorm(groups, c, eps=1e-6)
+        self.norm_out = GroupNorm(groups, c)
         self.conv_out = conv(c, out_channels, scale=0)
         self.label = nn.Embedding(classes + 1, embedding) if classes else None
 
@@ -109,7 +110,7 @@ class UNet(nn.Module):
         h = self._run(self.middle, h, embedding)
         for stage in self.up:
             h = self._run(stage, torch.cat([h, skips.pop()], 1), embedding)
-        return self.conv_out(F.silu(self.norm_out(h)))
+        return self.conv_out(self.norm_out(h))
 
     @staticmethod
     def _run(parts: nn.Module, h: Tensor, embedding: Tensor) -> Tensor:

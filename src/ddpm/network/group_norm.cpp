@@ -1,0 +1,269 @@
+// Group normalisation of images whose channels lie innermost, with what surrounds it in a residual block:
+//
+//     z = (x + shift - mean) / std * weight + bias        mean and std over the pixels and channels of a group
+//     y = dropout(silu(z)), or z
+//
+// x, y: (batch, pixels, channels) in float32 or bfloat16; shift, sums over pixels: (batch, channels) in float32.
+// A thread takes whole images, so that what the first pass reads the second finds in the cache.
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+struct bfloat16 {
+    uint16_t bits;
+};
+
+inline float read(float value) { return value; }
+
+inline float read(bfloat16 value) {
+    uint32_t bits = uint32_t(value.bits) << 16;
+    float out;
+    std::memcpy(&out, &bits, 4);
+    return out;
+}
+
+inline void write(float& to, float value) { to = value; }
+
+inline void write(bfloat16& to, float value) {  // to the nearest, ties to even
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    uint16_t rounded = uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+    to.bits = value == value ? rounded : uint16_t(0x7fc0);
+}
+
+// e^x to a few units in the last place: 2^n times a polynomial in the rest, |rest| <= log(2) / 2.
+inline float exponential(float x) {
+    x = x > 88.f ? 88.f : x < -87.f ? -87.f : x;
+    float n = std::nearbyint(x * 1.44269504f);
+    float r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    float p = 1.f / 5040;
+    p = p * r + 1.f / 720;
+    p = p * r + 1.f / 120;
+    p = p * r + 1.f / 24;
+    p = p * r + 1.f / 6;
+    p = p * r + 0.5f;
+    p = p * r + 1.f;
+    p = p * r + 1.f;
+    int32_t bits = (int32_t(n) + 127) << 23;
+    float power;
+    std::memcpy(&power, &bits, 4);
+    return p * power;
+}
+
+inline float sigmoid(float z) { return 1.f / (1.f + exponential(-z)); }
+
+struct Dropout {
+    uint32_t drop;  // of 2^32 random integers, the number that drop an element
+    float scale;    // 1 / (1 - probability)
+    uint32_t low, high;
+
+    // A random integer for each element, the same whenever asked.
+    inline float factor(uint32_t element) const {
+        uint32_t h = element + low;
+        h = (h ^ (h >> 16)) * 0x7feb352dU;
+        h = (h ^ (h >> 15)) * 0x846ca68bU;
+        h = (h ^ (h >> 16)) + high;
+        h = (h ^ (h >> 16)) * 0x7feb352dU;
+        h = (h ^ (h >> 15)) * 0x846ca68bU;
+        h ^= h >> 16;
+        return h < drop ? 0.f : scale;
+    }
+};
+
+struct Sizes {
+    int64_t batch, pixels, channels, groups;
+};
+
+template <bool silu, bool drop, class T>
+void forward(const T* x, const float* shift, const float* weight, const float* bias, T* y, float* mean, float* rstd,
+             Sizes n, double eps, Dropout dropout) {
+    const int64_t size = n.pixels * n.channels, width = n.channels / n.groups;
+#pragma omp parallel for schedule(static)
+    for (int64_t b = 0; b < n.batch; b++) {
+        const T* in = x + b * size;
+        T* out = y + b * size;
+        // Sums of the differences from the first pixel lose no digits to a mean far from zero.
+        std::vector<float> work(3 * n.channels);
+        float *first = work.data(), *sum = first + n.channels, *square = sum + n.channels;
+        std::vector<double> sums(2 * n.channels);
+        for (int64_t c = 0; c < n.channels; c++) first[c] = read(in[c]);
+        for (int64_t start = 0; start < n.pixels; start += 64) {
+            const int64_t end = start + 64 < n.pixels ? start + 64 : n.pixels;
+            for (int64_t c = 0; c < 2 * n.channels; c++) sum[c] = 0;
+            for (int64_t p = start; p < end; p++) {
+                const T* row = in + p * n.channels;
+#pragma omp simd
+                for (int64_t c = 0; c < n.channels; c++) {
+                    const float d = read(row[c]) - first[c];
+                    sum[c] += d;
+                    square[c] += d * d;
+                }
+            }
+            for (int64_t c = 0; c < 2 * n.channels; c++) sums[c] += sum[c];
+        }
+        float *scale = sum, *offset = square;
+        for (int64_t g = 0; g < n.groups; g++) {
+            double total = 0, squares = 0;
+            for (int64_t c = g * width; c < (g + 1) * width; c++) {
+                sums[c] /= n.pixels;
+                sums[n.channels + c] -= n.pixels * sums[c] * sums[c];
+                sums[c] += double(first[c]) + (shift ? shift[b * n.channels + c] : 0.f);
+                total += sums[c];
+            }
+            const double mu = total / width;
+            for (int64_t c = g * width; c < (g + 1) * width; c++)
+                squares += sums[n.channels + c] + n.pixels * (sums[c] - mu) * (sums[c] - mu);
+            const double r = 1 / std::sqrt(squares / (n.pixels * width) + eps);
+            mean[b * n.groups + g] = mu;
+            rstd[b * n.groups + g] = r;
+            for (int64_t c = g * width; c < (g + 1) * width; c++) {
+                scale[c] = r * weight[c];
+                offset[c] = ((shift ? shift[b * n.channels + c] : 0.f) - mu) * r * weight[c] + bias[c];
+            }
+        }
+        for (int64_t p = 0; p < n.pixels; p++) {
+            const T* row = in + p * n.channels;
+            T* to = out + p * n.channels;
+            const uint32_t element = b * size + p * n.channels;
+#pragma omp simd
+            for (int64_t c = 0; c < n.channels; c++) {
+                float z = read(row[c]) * scale[c] + offset[c];
+                if (silu) z *= sigmoid(z);
+                if (drop) z *= dropout.factor(element + uint32_t(c));
+                write(to[c], z);
+            }
+        }
+    }
+}
+
+// d_shift, d_weight and d_bias are of every image; the last two are yet to be summed over the batch.
+template <bool silu, bool drop, class T>
+void backward(const T* x, const T* dy, const float* shift, const float* weight, const float* bias, const float* mean,
+              const float* rstd, T* dx, float* d_shift, float* d_weight, float* d_bias, Sizes n, Dropout dropout) {
+    const int64_t size = n.pixels * n.channels, width = n.channels / n.groups;
+#pragma omp parallel
+    {
+        std::vector<float> work(5 * n.channels), store(size);
+        float* dz = store.data();
+        float *scale = work.data(), *offset = scale + n.channels, *sum = offset + n.channels;
+        float *product = sum + n.channels, *slope = product + n.channels;
+#pragma omp for schedule(static)
+        for (int64_t b = 0; b < n.batch; b++) {
+            const T *in = x + b * size, *from = dy + b * size;
+            T* out = dx + b * size;
+            for (int64_t c = 0; c < n.channels; c++) {
+                const float r = rstd[b * n.groups + c / width];
+                const float mu = mean[b * n.groups + c / width] - (shift ? shift[b * n.channels + c] : 0.f);
+                scale[c] = r;  // x_hat = x * scale + offset
+                offset[c] = -mu * r;
+                sum[c] = product[c] = 0;
+            }
+            for (int64_t p = 0; p < n.pixels; p++) {
+                const T *row = in + p * n.channels, *d_row = from + p * n.channels;
+                float* to = dz + p * n.channels;
+                const uint32_t element = b * size + p * n.channels;
+#pragma omp simd
+                for (int64_t c = 0; c < n.channels; c++) {
+                    const float x_hat = read(row[c]) * scale[c] + offset[c];
+                    float d = read(d_row[c]);
+                    if (drop) d *= dropout.factor(element + uint32_t(c));
+                    if (silu) {
+                        const float z = x_hat * weight[c] + bias[c], s = sigmoid(z);
+                        d *= s * (1 + z * (1 - s));
+                    }
+                    to[c] = d;
+                    sum[c] += d;
+                    product[c] += d * x_hat;
+                }
+            }
+            for (int64_t g = 0; g < n.groups; g++) {
+                double m_1 = 0, m_2 = 0;
+                for (int64_t c = g * width; c < (g + 1) * width; c++) {
+                    m_1 += double(weight[c]) * sum[c];
+                    m_2 += double(weight[c]) * product[c];
+                }
+                const double count = n.pixels * width;
+                const float r = rstd[b * n.groups + g], a = m_1 / count, k = m_2 / count;
+                for (int64_t c = g * width; c < (g + 1) * width; c++) {
+                    d_bias[b * n.channels + c] = sum[c];
+                    d_weight[b * n.channels + c] = product[c];
+                    // dx = r (weight dz - a - k x_hat)
+                    slope[c] = -r * k * scale[c];
+                    offset[c] = -r * (a + k * offset[c]);
+                    scale[c] = r * weight[c];
+                    sum[c] = 0;
+                }
+            }
+            for (int64_t p = 0; p < n.pixels; p++) {
+                const T* row = in + p * n.channels;
+                const float* d_row = dz + p * n.channels;
+                T* to = out + p * n.channels;
+#pragma omp simd
+                for (int64_t c = 0; c < n.channels; c++) {
+                    const float d = d_row[c] * scale[c] + read(row[c]) * slope[c] + offset[c];
+                    sum[c] += d;
+                    write(to[c], d);
+                }
+            }
+            if (shift)
+                for (int64_t c = 0; c < n.channels; c++) d_shift[b * n.channels + c] = sum[c];
+        }
+    }
+}
+
+template <class T>
+void forward_of(const T* x, const float* shift, const float* weight, const float* bias, T* y, float* mean, float* rstd,
+                Sizes n, double eps, bool silu, bool drop, Dropout dropout) {
+    auto run = silu ? (drop ? forward<true, true, T> : forward<true, false, T>)
+                    : (drop ? forward<false, true, T> : forward<false, false, T>);
+    run(x, shift, weight, bias, y, mean, rstd, n, eps, dropout);
+}
+
+template <class T>
+void backward_of(const T* x, const T* dy, const float* shift, const float* weight, const float* bias, const float* mean,
+                 const float* rstd, T* dx, float* d_shift, float* d_weight, float* d_bias, Sizes n, bool silu,
+                 bool drop, Dropout dropout) {
+    auto run = silu ? (drop ? backward<true, true, T> : backward<true, false, T>)
+                    : (drop ? backward<false, true, T> : backward<false, false, T>);
+    run(x, dy, shift, weight, bias, mean, rstd, dx, d_shift, d_weight, d_bias, n, dropout);
+}
+
+Dropout dropout_of(double probability, uint64_t seed) {
+    return {uint32_t(probability * 4294967296.0), float(1 / (1 - probability)), uint32_t(seed), uint32_t(seed >> 32)};
+}
+
+}  // namespace
+
+extern "C" {
+
+void group_norm(bool half, const void* x, const float* shift, const float* weight, const float* bias, void* y,
+                float* mean, float* rstd, int64_t batch, int64_t pixels, int64_t channels, int64_t groups, double eps,
+                bool silu, double probability, uint64_t seed) {
+    const Sizes n{batch, pixels, channels, groups};
+    const Dropout dropout = dropout_of(probability, seed);
+    const bool drop = probability > 0;
+    if (half)
+        forward_of((const bfloat16*)x, shift, weight, bias, (bfloat16*)y, mean, rstd, n, eps, silu, drop, dropout);
+    else
+        forward_of((const float*)x, shift, weight, bias, (float*)y, mean, rstd, n, eps, silu, drop, dropout);
+}
+
+void group_norm_backward(bool half, const void* x, const void* dy, const float* shift, const float* weight,
+                         const float* bias, const float* mean, const float* rstd, void* dx, float* d_shift,
+                         float* d_weight, float* d_bias, int64_t batch, int64_t pixels, int64_t channels,
+                         int64_t groups, bool silu, double probability, uint64_t seed) {
+    const Sizes n{batch, pixels, channels, groups};
+    const Dropout dropout = dropout_of(probability, seed);
+    const bool drop = probability > 0;
+    if (half)
+        backward_of((const bfloat16*)x, (const bfloat16*)dy, shift, weight, bias, mean, rstd, (bfloat16*)dx, d_shift,
+                    d_weight, d_bias, n, silu, drop, dropout);
+    else
+        backward_of((const float*)x, (const float*)dy, shift, weight, bias, mean, rstd, (float*)dx, d_shift, d_weight,
+                    d_bias, n, silu, drop, dropout);
+}
+}

@@ -1,0 +1,266 @@
+"""The kernels of a CPU: the same function and gradients as torch's in float64, and what they are used for."""
+
+import subprocess
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ddpm.network import conv3x3, group_norm, native
+from ddpm.network.conv3x3 import Conv3x3
+from ddpm.network.group_norm import GroupNorm
+from ddpm.network.unet import UNet
+
+INNERMOST = torch.channels_last
+
+
+@pytest.fixture(autouse=True)
+def _compiler():
+    if native.compiler() is None:
+        pytest.fail("these tests need a compiler of C++, g++ or clang++")
+    assert native.library() is not None
+
+
+@pytest.fixture
+def used(monkeypatch):
+    """The names of the kernels that ran, in order."""
+    names, call = [], native.call
+
+    def spy(name, *arguments):
+        names.append(name)
+        call(name, *arguments)
+
+    monkeypatch.setattr(native, "call", spy)
+    return names
+
+
+def error(found, expected):
+    found, expected = found.detach().double(), expected.detach().double()
+    return float((found - expected).norm() / expected.norm())
+
+
+def gradients(run, *inputs):
+    """What `run` returns, and the gradients of its product with fixed numbers."""
+    inputs = [each.detach().requires_grad_() for each in inputs]
+    y = run(*inputs)
+    weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
+    return [y, *torch.autograd.grad(y, inputs, weight.contiguous(memory_format=INNERMOST))]
+
+
+def normalised(x, shift, weight, bias, groups, silu):
+    y = F.group_norm(x if shift is None else x + shift[:, :, None, None], groups, weight, bias, 1e-6)
+    return F.silu(y) if silu else y
+
+
+# The mean is far from zero and differs between channels: sums of squares alone would lose all digits.
+@pytest.mark.parametrize(("channels", "groups"), [(8, 8), (32, 8), (24, 3), (40, 1)])
+@pytest.mark.parametrize("silu", [False, True])
+@pytest.mark.parametrize("shifted", [False, True])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 8e-3)])
+def test_group_norm_is_that_of_torch(used, channels, groups, silu, shifted, dtype, tolerance):
+    torch.manual_seed(0)
+    x = (torch.randn(3, channels, 9, 7) + 30 * torch.randn(channels, 1, 1)).to(dtype)
+    shift = [10 * torch.randn(3, channels)] if shifted else []
+    layer = GroupNorm(groups, channels, silu)
+    weight, bias = nn.init.normal_(layer.weight), nn.init.normal_(layer.bias)
+
+    def mine(x, weight, bias, shift=None):
+        return torch.func.functional_call(layer, {"weight": weight, "bias": bias}, (x, shift))
+
+    found = gradients(mine, x.contiguous(memory_format=INNERMOST), weight, bias, *shift)
+    expected = gradients(
+        lambda x, weight, bias, shift=None: normalised(x, shift, weight, bias, groups, silu),
+        *(each.double() for each in (x, weight, bias, *shift)),
+    )
+    assert used == ["group_norm", "group_norm_backward"]
+    assert found[0].dtype == found[1].dtype == dtype
+    assert found[0].is_contiguous(memory_format=INNERMOST)
+    for mine, theirs in zip(found, expected, strict=True):
+        if theirs.norm() > 1e-9:  # what is added to a whole group has no gradient
+            assert error(mine, theirs) < tolerance
+
+
+def test_numbers_that_are_not_finite_stay_so():
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.randn(2, 8, 4, 4).to(dtype).contiguous(memory_format=INNERMOST)
+        x[0, 3, 2, 1] = float("nan")
+        y = GroupNorm(2, 8)(x)
+        assert y[0, :4].isnan().all()
+        assert y[0, 4:].isfinite().all()
+        assert y[1].isfinite().all()
+
+
+def test_large_activations_neither_overflow_nor_vanish():
+    x = torch.tensor([-1.0, 1.0]).repeat(8)[None, :, None, None].expand(1, 16, 4, 4)
+    layer = GroupNorm(1, 16)
+    nn.init.constant_(layer.weight, 200.0)
+    y = layer(x.contiguous(memory_format=INNERMOST))
+    assert y[x > 0].sub(200).abs().max() < 0.01
+    assert y[x < 0].abs().max() < 1e-30
+
+
+def test_dropout_drops_that_share_scales_the_rest_and_is_the_same_in_the_gradient(used):
+    layer = GroupNorm(4, 32, dropout=0.3)
+    x = torch.randn(64, 32, 16, 16).contiguous(memory_format=INNERMOST)
+    kept = GroupNorm(4, 32)(x)
+    torch.manual_seed(0)
+    y = layer(x)
+    dropped = y == 0
+    assert abs(dropped.double().mean() - 0.3) < 5 * (0.3 * 0.7 / x.numel()) ** 0.5
+    assert torch.allclose(y[~dropped], (kept / 0.7)[~dropped])
+    # Neighbours in any direction are dropped independently, and so are two draws.
+    for a, b in ((dropped[1:], dropped[:-1]), (dropped[:, 1:], dropped[:, :-1]), (dropped[..., 1:], dropped[..., :-1])):
+        assert abs((a & b).double().mean() - 0.09) < 0.002
+    assert abs((dropped & (layer(x) == 0)).double().mean() - 0.09) < 0.002
+    torch.manual_seed(0)
+    assert torch.equal(layer(x), y)
+    torch.manual_seed(0)
+    layer.bias.grad = None
+    layer(x).sum().backward()
+    s = torch.sigmoid(F.group_norm(x, 4, eps=1e-6))
+    z = F.group_norm(x, 4, eps=1e-6)
+    slope = (s * (1 + z * (1 - s)) * ~dropped / 0.7).sum((0, 2, 3))
+    assert error(layer.bias.grad, slope) < 1e-5
+    used.clear()
+    assert torch.equal(layer.eval()(x), kept)
+    assert used == ["group_norm"]
+
+
+# Odd sizes leave tiles that lie half outside; 48 and 80 channels leave half a panel.
+@pytest.mark.parametrize(("batch", "size"), [(8, (8, 8)), (9, (7, 9)), (130, (1, 2)), (3, (33, 12))])
+@pytest.mark.parametrize(("c_in", "c_out"), [(16, 16), (48, 80), (32, 64)])
+def test_the_convolution_is_that_of_torch(used, batch, size, c_in, c_out):
+    torch.manual_seed(0)
+    layer = Conv3x3(c_in, c_out).to(memory_format=INNERMOST)
+    x = torch.randn(batch, c_in, *size).contiguous(memory_format=INNERMOST)
+
+    def mine(x, weight, bias):
+        return torch.func.functional_call(layer, {"weight": weight, "bias": bias}, x)
+
+    found = gradients(mine, x, layer.weight, layer.bias)
+    weights = layer.weight.double(), layer.bias.double()
+    expected = gradients(lambda x, weight, bias: F.conv2d(x, weight, bias, padding=1), x.double(), *weights)
+    assert used == ["winograd", "winograd", "winograd_weight"]
+    for mine, theirs in zip(found, expected, strict=True):
+        assert error(mine, theirs) < 3e-6
+    assert error(mine_again(layer, x), expected[0]) < 3e-6
+
+
+def mine_again(layer, x):
+    """Of fewer, after more: what a thread keeps of the call before must not matter."""
+    with torch.inference_mode():
+        layer(torch.full((64, layer.in_channels, 16, 16), torch.nan).contiguous(memory_format=INNERMOST))
+        return layer(x)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+def test_any_number_of_threads_gives_the_same(threads):
+    torch.manual_seed(0)
+    layer = Conv3x3(16, 32).to(memory_format=INNERMOST)
+    x = torch.randn(5, 16, 20, 20).contiguous(memory_format=INNERMOST)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        found = gradients(lambda x, w: conv3x3.Winograd.apply(x, w, torch.zeros(32)), x, layer.weight)
+    finally:
+        torch.set_num_threads(before)
+    expected = gradients(lambda x, w: F.conv2d(x, w, padding=1), x.double(), layer.weight.double())
+    for mine, theirs in zip(found, expected, strict=True):
+        assert error(mine, theirs) < 3e-6
+
+
+def network(**options):
+    torch.manual_seed(0)
+    made = UNet(16, 3, 3, width=32, multipliers=(1, 2), blocks=1, attention=(8,), dropout=0.0, groups=8, **options)
+    for parameter in made.parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=(2 / parameter[0].numel()) ** 0.5)
+    return made
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_network_of_that_layout_is_the_same_network(used, trained):
+    plain, fast = network(), network().to(memory_format=INNERMOST)
+    fast.load_state_dict(plain.state_dict())
+    plain.double()
+    x, t = torch.randn(8, 3, 16, 16), torch.arange(8) * 100
+    with torch.set_grad_enabled(trained):
+        found, expected = fast(x, t), plain(x.double(), t)
+    assert error(found, expected) < 1e-5
+    if trained:
+        found.square().mean().backward()
+        expected.square().mean().backward()
+        for (name, mine), theirs in zip(fast.named_parameters(), plain.parameters(), strict=True):
+            scale = theirs.grad.norm().clamp(min=1e-3)  # biases before a normalisation have none
+            assert (mine.grad.double() - theirs.grad).norm() / scale < 1e-5, name
+    # Every normalisation, and every convolution of 3x3 but the first and the last.
+    assert used.count("group_norm") == sum(isinstance(part, GroupNorm) for part in fast.modules())
+    wide = [part for part in fast.modules() if isinstance(part, Conv3x3) and part.in_channels > 3 < part.out_channels]
+    assert used.count("winograd") == len(wide) * (1 + trained)
+
+
+def test_a_network_of_the_usual_layout_uses_none(used):
+    network()(torch.randn(8, 3, 16, 16), torch.arange(8)).sum().backward()
+    assert used == []
+
+
+def test_bfloat16_uses_the_normalisation_alone(used):
+    fast = network().to(memory_format=INNERMOST)
+    x, t = torch.randn(8, 3, 16, 16), torch.arange(8)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = fast(x, t)
+    assert {*used} == {"group_norm"}
+    assert 1e-4 < error(half.float(), fast(x, t)) < 0.05
+
+
+def test_few_pixels_are_convolved_by_torch(used):
+    layer = Conv3x3(16, 16).to(memory_format=INNERMOST)
+    for count, names in ((conv3x3.TILES // 4 - 1, []), (conv3x3.TILES // 4, ["winograd"])):
+        used.clear()
+        layer(torch.randn(count, 16, 4, 4).contiguous(memory_format=INNERMOST))
+        assert used == names
+
+
+def test_without_a_compiler_torch_computes(monkeypatch, used):
+    monkeypatch.setattr(native, "compiler", lambda: None)
+    monkeypatch.setattr(native, "library", native.library.__wrapped__)
+    x, t = torch.randn(8, 3, 16, 16), torch.arange(8)
+    fast = network().to(memory_format=INNERMOST)
+    assert error(fast(x, t), network().double()(x.double(), t)) < 1e-5
+    assert used == []
+
+
+def test_a_compiler_that_fails_is_said_once_and_leaves_nothing(monkeypatch, tmp_path):
+    monkeypatch.setenv("DDPM_CACHE", str(tmp_path))
+    monkeypatch.setattr(native, "FLAGS", ["--no-such-flag"])
+    with pytest.warns(UserWarning, match=r"could not be compiled, torch's are used: .*no-such-flag"):
+        assert native.library.__wrapped__() is None
+    assert [*tmp_path.rglob("*.so*")] == []
+
+
+def test_what_was_compiled_is_used_again(monkeypatch, tmp_path):
+    monkeypatch.setenv("DDPM_CACHE", str(tmp_path))
+    assert native.library.__wrapped__() is not None
+    assert len([*tmp_path.rglob("*.so")]) == 1
+    monkeypatch.setattr(subprocess, "run", None)
+    assert native.library.__wrapped__() is not None
+
+
+def test_second_derivatives_are_refused_and_not_wrong():
+    layer = GroupNorm(4, 16)
+    x = torch.randn(2, 16, 4, 4).contiguous(memory_format=INNERMOST).requires_grad_()
+    (first,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+def test_the_seed_of_what_is_dropped_is_of_the_global_generator():
+    layer = group_norm.GroupNorm(4, 16, dropout=0.5)
+    x = torch.randn(2, 16, 4, 4).contiguous(memory_format=INNERMOST)
+    torch.manual_seed(3)
+    first, second = layer(x), layer(x)
+    torch.manual_seed(3)
+    assert torch.equal(layer(x), first)
+    assert torch.equal(layer(x), second)
+    assert not torch.equal(first, second)
