@@ -167,7 +167,7 @@ def inception_features() -> dict[str, Any]:
     theirs.load_state_dict_from_url = lambda *args, **kwargs: {}
     plain, mine = (Random("inception-v3-compat", ["2048"]).eval().requires_grad_(False) for _ in range(2))
     nn.Module.load_state_dict(mine, plain.state_dict())
-    mine = ours_inception.folded(mine)
+    mine = ours_inception.Folded(mine)
     images = torch.randint(256, (32, 3, 32, 32), dtype=torch.uint8)
     with torch.inference_mode():
         difference = float((plain(images)[0] - mine(images)[0]).norm() / plain(images)[0].norm())

@@ -96,6 +96,7 @@ class EvaluateConfig:
     batch_size: int = 256
     seed: int | None = None
     features: str | None = None
+    features_dtype: str = "float32"
     inception_weights: str | None = None
     sampler: Any = None
     guidance: float = 0.0

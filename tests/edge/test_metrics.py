@@ -20,7 +20,7 @@ from ddpm.metrics.classifier import Classifier, train_classifier
 from ddpm.metrics.features import FeatureNetwork, feature_network, features_of
 from ddpm.metrics.fidelity import fidelity
 from ddpm.metrics.gathered import Gathered
-from ddpm.metrics.inception import folded, inception
+from ddpm.metrics.inception import Folded, inception
 from ddpm.metrics.weights import weights_digest
 
 
@@ -138,7 +138,7 @@ def test_folded_inception_has_the_features_of_torch_fidelity(inception_file):
                 module.running_mean.normal_(0, 0.1)
                 module.running_var.uniform_(0.5, 1.5)
         features, logits = (each.clone() for each in plain(images))
-        other = folded(plain)(images)
+        other = Folded(plain)(images)
     for mine, theirs in zip(other, (features, logits), strict=True):
         assert (mine - theirs).norm() <= 1e-5 * theirs.norm()
 

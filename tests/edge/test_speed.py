@@ -162,3 +162,20 @@ def test_the_layout_of_the_weights_does_not_change_a_resumed_run(train, tmp_path
         before = run(first, first, 3)
         after = run(first, second, 6, f"ckpt={json.dumps(str(tmp_path / first / 'last.ckpt'))}")
         assert (after - whole).norm() < 1e-4 * (whole - before).norm()
+
+
+def test_features_in_bfloat16_are_asked_for_stated_and_nearly_the_same(train, compose, tmp_path):
+    from ddpm.evaluate import evaluate
+
+    train(tmp_path / "run", "trainer.max_steps=1")
+    options = (f"ckpt={json.dumps(str(tmp_path / 'run' / 'last.ckpt'))}", "metrics=[fid]", "features=classifier")
+    fid = {}
+    for dtype in ("float32", "bfloat16"):
+        out = tmp_path / dtype
+        evaluate(compose("evaluate", *options, "n_samples=64", f"features_dtype={dtype}", f"output_dir='{out}'"))
+        found = json.loads(next(out.rglob("metrics.json")).read_text())["samples"]
+        assert (found["dtype"], found["samples_dtype"]) == (dtype, "float32")
+        fid[dtype] = found["fid"]
+    assert 0 < abs(fid["bfloat16"] / fid["float32"] - 1) < 0.02
+    with pytest.raises(ValueError, match="features_dtype must be one of float32, bfloat16, got 'half'"):
+        evaluate(compose("evaluate", *options, "features_dtype=half"))

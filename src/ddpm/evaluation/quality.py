@@ -11,7 +11,7 @@ from torch import Tensor
 from ddpm.grid import save_png
 from ddpm.guidance import Classes, in_proportion
 from ddpm.metrics import by_class, fidelity
-from ddpm.metrics.features import shared_network
+from ddpm.metrics.features import DTYPES, shared_network
 from ddpm.metrics.quality import real_features, sample_features
 from ddpm.progress import Steps
 from ddpm.subject import Subject
@@ -37,7 +37,10 @@ class Judge:
         self.metrics = metrics
         features = cfg.features or config["evaluation"]["features"]
         classes = len(subject.source.classes)
+        if cfg.features_dtype not in DTYPES:
+            raise ValueError(f"features_dtype must be one of {', '.join(DTYPES)}, got {cfg.features_dtype!r}")
         self.network = shared_network(features, train, test, classes, model.levels, cfg.inception_weights)
+        self.network.dtype = cfg.features_dtype
         if self.network.accuracy is not None and subject.leads:
             print(f"features=classifier: test accuracy {self.network.accuracy:.1%}, network {self.network.digest}")
         self.n = cfg.n_samples or config["evaluation"]["n_samples"] or min(len(train), MOST_SAMPLES)
@@ -117,7 +120,7 @@ class Judge:
             "quantisation": f"rounded to {subject.model.levels} grey levels, then to 0..255",
             "sampler": subject.sampler_config,
             "steps": subject.sampler.chain(subject.model).T,
-            "dtype": "float32",
+            "dtype": network.dtype,
             "samples_dtype": subject.sampled_dtype,
         }
 

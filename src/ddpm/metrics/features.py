@@ -11,7 +11,7 @@ from tqdm import tqdm
 from ddpm import processes
 from ddpm.data.scaling import as_uint8
 from ddpm.metrics.classifier import Classifier, LabelledImages, train_classifier
-from ddpm.metrics.inception import folded, inception
+from ddpm.metrics.inception import Folded, inception
 from ddpm.metrics.weights import weights_digest
 
 # name here: (layer of the features, layer of the logits, rule of resizing)
@@ -19,6 +19,8 @@ LAYERS = {
     "inception": ("2048", "logits_unbiased", "299x299, bilinear as in TensorFlow 1"),
     "classifier": ("features", "logits", "none"),
 }
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class FeatureNetwork:
@@ -38,6 +40,7 @@ class FeatureNetwork:
         dim: number of features.
         resize: how images are resized before the network.
         accuracy: the classifier's accuracy on test images, in 0..1; None for Inception.
+        dtype: one of DTYPES, in what the network computes; what it returns is float32 either way.
     """
 
     def __init__(self, name: str, extractor: FeatureExtractorBase) -> None:
@@ -52,10 +55,11 @@ class FeatureNetwork:
         self.name = name
         self.digest = weights_digest(extractor.state_dict())
         extractor.requires_grad_(False).eval()
-        self.extractor = folded(extractor) if name == "inception" else extractor
+        self.extractor = Folded(extractor) if name == "inception" else extractor
         self.dim: int = extractor.fc.in_features if name == "inception" else extractor.network[-1].in_features
         self.resize = LAYERS[name][2]
         self.accuracy: float | None = getattr(extractor, "accuracy", None)
+        self.dtype = "float32"
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """Features (B, dim) and logits (B, classes), float32, on the images' device; the network moves there.
@@ -69,9 +73,10 @@ class FeatureNetwork:
                 f"convert with ddpm.data.scaling.as_uint8"
             )
         self.extractor.to(images.device).eval()
-        with torch.inference_mode(), torch.autocast(images.device.type, enabled=False):
+        half = DTYPES[self.dtype] == torch.bfloat16
+        with torch.inference_mode(), torch.autocast(images.device.type, torch.bfloat16, enabled=half):
             features, logits = self.extractor(images.expand(-1, 3, -1, -1))
-        return {"features": features.clone(), "logits": logits.clone()}  # clones are ordinary tensors
+        return {"features": features.float().clone(), "logits": logits.float().clone()}  # ordinary tensors
 
 
 def feature_network(
