@@ -81,7 +81,18 @@ def networks(case: Case) -> dict[str, nn.Module]:
         freq_shift=1,
     )
     lucidrains = Unet(dim=case.width, dim_mults=case.multipliers, channels=case.channels)
-    return {"ddpm": ours, "diffusers": diffusers, "lucidrains": lucidrains}
+    return {REFERENCE: ours, "diffusers": diffusers, "lucidrains": lucidrains}
+
+
+REFERENCE, FLOAT32, AUTO = "ddpm, speed=reference", "ddpm, float32", "ddpm, speed=auto"
+CPU = torch.device("cpu")
+
+
+def ours(case: Case) -> nn.Module:
+    """Our network as speed=auto lays it out."""
+    network = networks(case)[REFERENCE]
+    speed.arrange(network, "auto", CPU)
+    return network
 
 
 def call(name: str, network: nn.Module, x: Tensor, t: Tensor) -> Tensor:
@@ -104,7 +115,9 @@ def training_step(name: str, network: nn.Module, case: Case, half: bool) -> Call
     """Loss, gradients, clipping, Adam and the average of the weights, each package with its own average."""
     x, noise = torch.randn(2, case.batch, case.channels, case.size, case.size).unbind()
     t = torch.randint(1000, (case.batch,))
-    optimizer = torch.optim.Adam(network.parameters(), 1e-4, fused=name == "ddpm" or None)  # as conf/optimizer has it
+    optimizer = torch.optim.Adam(
+        network.parameters(), 1e-4, fused=name.startswith("ddpm") or None
+    )  # as conf/optimizer has it
     average: Callable[[], None]
     if name == "diffusers":
         ema = EMAModel(network.parameters(), 0.9999)
@@ -137,21 +150,19 @@ def compared(seconds: dict[str, float], unit: float) -> dict[str, dict[str, floa
 
 def training(case: Case) -> dict[str, Any]:
     """Images a second."""
-    half = speed.bfloat16_is_fast(torch.device("cpu"))
-    nets = networks(case)
-    steps = {name: training_step(name, network, case, False) for name, network in nets.items()}
-    steps["ddpm, speed=auto"] = training_step("ddpm", networks(case)["ddpm"], case, half)
+    steps = {name: training_step(name, network, case, False) for name, network in networks(case).items()}
+    steps[FLOAT32] = training_step(FLOAT32, ours(case), case, False)
+    steps[AUTO] = training_step(AUTO, ours(case), case, speed.bfloat16_is_fast(CPU))
     return compared(interleaved(steps, case.repeats), case.batch)
 
 
 def sampling(case: Case) -> dict[str, Any]:
     """Images times network evaluations a second."""
     x, t = torch.randn(case.batch, case.channels, case.size, case.size), torch.full((case.batch,), 500)
-    nets = {name: network.eval().requires_grad_(False) for name, network in networks(case).items()}
+    nets = networks(case) | {FLOAT32: ours(case)}
+    nets[AUTO] = speed.BFloat16(ours(case)) if speed.bfloat16_is_fast(CPU) else ours(case)
+    nets = {name: network.eval().requires_grad_(False) for name, network in nets.items()}
     runs = {name: (lambda name=name, network=network: call(name, network, x, t)) for name, network in nets.items()}
-    if speed.bfloat16_is_fast(torch.device("cpu")):
-        half = speed.BFloat16(nets["ddpm"])
-        runs["ddpm, speed=auto"] = lambda: half(x, t)
     with torch.inference_mode():
         return compared(interleaved(runs, case.repeats), case.batch)
 
@@ -169,11 +180,24 @@ def inception_features() -> dict[str, Any]:
     nn.Module.load_state_dict(mine, plain.state_dict())
     mine = ours_inception.Folded(mine)
     images = torch.randint(256, (32, 3, 32, 32), dtype=torch.uint8)
+
+    def half() -> tuple[Tensor, Tensor]:
+        with torch.autocast("cpu", torch.bfloat16):
+            return mine(images)
+
+    runs = {"torch-fidelity": lambda: plain(images), "ddpm, float32": lambda: mine(images), "ddpm, bfloat16": half}
     with torch.inference_mode():
-        difference = float((plain(images)[0] - mine(images)[0]).norm() / plain(images)[0].norm())
-        seconds = interleaved({"torch-fidelity": lambda: plain(images), "ddpm": lambda: mine(images)}, 6)
-    found = {name: {"rate": 32 / each} for name, each in seconds.items()}
-    return found | {"ratio": seconds["torch-fidelity"] / seconds["ddpm"], "relative_difference": difference}
+        features = {name: run()[0].float() for name, run in runs.items()}
+        seconds = interleaved(runs, 6)
+    exact = features["torch-fidelity"]
+    return {
+        name: {
+            "rate": 32 / each,
+            "ratio": seconds["torch-fidelity"] / each,
+            "relative_difference": float((features[name] - exact).norm() / exact.norm()),
+        }
+        for name, each in seconds.items()
+    }
 
 
 def data() -> dict[str, Any]:
@@ -204,7 +228,7 @@ def commands() -> dict[str, Any]:
             seconds[steps] = time.perf_counter() - start
     case = Case("digits", 64, 1, 8, 8, (1, 2), 4, 4, 200)
     network = UNet(8, 1, 1, 8, (1, 2), 2, (4,), 0.0, 4)
-    plain = interleaved({"step": training_step("ddpm", network, case, False)}, 200)["step"]
+    plain = interleaved({"step": training_step(REFERENCE, network, case, False)}, 200)["step"]
     step = (seconds[201] - seconds[1]) / 200
     return {
         "start": seconds[1],
@@ -218,9 +242,9 @@ def commands() -> dict[str, Any]:
 PEAK = """
 import sys
 sys.path.insert(0, {folder!r})
-from speed import CASES, networks, training_step
+from speed import CASES, networks, ours, training_step
 case = CASES[{number}]
-run = training_step({name!r}, networks(case)[{name!r}], case, {half})
+run = training_step({name!r}, networks(case).get({name!r}) or ours(case), case, {half})
 for _ in range(3):
     run()
 print([line for line in open("/proc/self/status") if line.startswith("VmHWM")][0].split()[1])
@@ -229,21 +253,19 @@ print([line for line in open("/proc/self/status") if line.startswith("VmHWM")][0
 
 def memory(number: int) -> dict[str, float]:
     """Most memory of a process that takes three training steps, MB; each package alone in a process of its own."""
-    half = speed.bfloat16_is_fast(torch.device("cpu"))
-    wanted = {name: (name, False) for name in ("ddpm", "diffusers", "lucidrains")}
-    wanted["ddpm, speed=auto"] = ("ddpm", half)
     found = {}
-    for label, (name, precision) in wanted.items():
-        code = PEAK.format(folder=str(Path(__file__).parent), number=number, name=name, half=precision)
+    for name in (REFERENCE, "diffusers", "lucidrains", FLOAT32, AUTO):
+        half = name == AUTO and speed.bfloat16_is_fast(CPU)
+        code = PEAK.format(folder=str(Path(__file__).parent), number=number, name=name, half=half)
         done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-        found[label] = int(done.stdout.split()[-1]) / 1024
+        found[name] = int(done.stdout.split()[-1]) / 1024
     return found
 
 
 def likelihood() -> dict[str, float]:
     """Seconds for the bound of one Fashion-MNIST image, from all T terms and from five."""
     case = CASES[0]
-    network = networks(case)["ddpm"].eval().requires_grad_(False)
+    network = ours(case).eval().requires_grad_(False)
     model = Diffusion(network, Process(Linear().beta()), Eps(), FixedLarge())
     images = FashionMNIST().load("test")
     n = 256
@@ -287,10 +309,13 @@ def table(found: dict[str, Any]) -> str:
                 f"| {megabytes / packages['diffusers']:.2f} |"
             )
     rows += ["", "| work | result |", "|---|---|"]
-    features, loop, peak = found["inception"], found["commands"], found["conv_peak_gflops"]
+    loop, peak = found["commands"], found["conv_peak_gflops"]
+    for name, each in found["inception"].items():
+        rows.append(
+            f"| Inception features of 32x32 images, {name} | {each['rate']:.1f} images/s, {each['ratio']:.2f} times "
+            f"torch-fidelity, relative difference {each['relative_difference']:.1e} |"
+        )
     rows += [
-        f"| Inception features, 32x32 images | {features['ddpm']['rate']:.1f} images/s, {features['ratio']:.2f} times "
-        f"torch-fidelity, relative difference {features['relative_difference']:.1e} |",
         f"| bits/dim of one Fashion-MNIST image | {1e3 * found['likelihood']['sampled']:.1f} ms by five evaluations, "
         f"{found['likelihood']['full']:.2f} s by all 1000: {found['likelihood']['ratio']:.0f} times less |",
         f"| Fashion-MNIST batches, scaled | {found['data']['rate']:,.0f} images/s |",

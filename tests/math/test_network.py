@@ -88,3 +88,23 @@ def test_attention_is_that_of_torch():
     q, k, v = (part[:, None].mT for part in layer.query_key_value(layer.norm(x)).flatten(2).chunk(3, dim=1))
     h = nn.functional.scaled_dot_product_attention(q, k, v)[:, 0].mT.reshape(x.shape)
     assert torch.allclose(layer(x), x + layer.out(h), atol=1e-12)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_recomputing_changes_no_gradient_and_keeps_less(layout):
+    def run(recompute):
+        torch.manual_seed(0)
+        network = UNet(16, 3, 3, 16, (1, 2), 1, (8,), dropout=0.2, groups=8, recompute=recompute)
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        network.to(memory_format=layout)
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+            y = network(torch.randn(8, 3, 16, 16), torch.arange(8))
+        y.square().sum().backward()
+        return [y.detach(), *(parameter.grad for parameter in network.parameters())], sum(kept)
+
+    (plain, much), (recomputed, little) = run(False), run(True)
+    for mine, theirs in zip(recomputed, plain, strict=True):
+        assert torch.equal(mine, theirs)
+    assert little < 0.3 * much

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ddpm.network.group_norm import GroupNorm
 from ddpm.network.layers import Attention, Downsample, ResidualBlock, TimeEmbedding, Upsample, conv
@@ -24,6 +25,7 @@ class UNet(nn.Module):
         dropout: probability, in [0, 1).
         groups: of the group normalisations; divides the channels of every level.
         classes: number of classes that the network can be given, 0 for none.
+        recompute: keep the inputs of stages only for the gradient and compute the rest anew: less memory, more time.
     Raises:
         ValueError: the sizes do not fit together.
     """
@@ -40,8 +42,10 @@ class UNet(nn.Module):
         dropout: float = 0.1,
         groups: int = 32,
         classes: int = 0,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
+        self.recompute = recompute
         sizes = [image_size // 2**level for level in range(len(multipliers))]
         self._check(image_size, width, multipliers, blocks, attention, dropout, groups, sizes)
         channels = [width * m for m in multipliers]
@@ -112,8 +116,13 @@ class UNet(nn.Module):
             h = self._run(stage, torch.cat([h, skips.pop()], 1), embedding)
         return self.conv_out(self.norm_out(h))
 
+    def _run(self, parts: nn.Module, h: Tensor, embedding: Tensor) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self._stage, parts, h, embedding, use_reentrant=False)
+        return self._stage(parts, h, embedding)
+
     @staticmethod
-    def _run(parts: nn.Module, h: Tensor, embedding: Tensor) -> Tensor:
+    def _stage(parts: nn.Module, h: Tensor, embedding: Tensor) -> Tensor:
         for part in parts.children():
             h = part(h, embedding) if isinstance(part, ResidualBlock) else part(h)
         return h
