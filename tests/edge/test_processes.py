@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -184,6 +185,39 @@ def test_sampling_is_shared_and_the_grid_is_the_same(two, tmp_path):
     names = [path.name for path in sorted((one / "images").iterdir())]
     assert names == [path.name for path in sorted((other / "images").iterdir())] == [f"{i:06d}.png" for i in range(7)]
     assert (one / "grid.png").read_bytes() == (other / "grid.png").read_bytes()
+
+
+@pytest.mark.slow
+def test_reconstructions_of_two_processes_are_those_of_one(two, tmp_path):
+    options = (
+        f"ckpt={two}/last.ckpt",
+        "task=inverse",
+        "operator=inpaint",
+        "solver=dps",
+        "n=5",
+        "draws=2",
+        "batch_size=3",
+        "noise=0.1",
+    )
+    for n in (1, 2):
+        evaluated(tmp_path / str(n), "sample", *options, f"devices={n}")
+    one, other = (np.load(next((tmp_path / str(n)).iterdir()) / "inverse.npz") for n in (1, 2))
+    for name in one.files:
+        assert np.abs(one[name].astype(float) - other[name]).max() < 1e-4
+
+
+@pytest.mark.slow
+def test_a_static_graph_trains_the_same_and_refuses_accumulation(bare, compose, tmp_path):
+    weights = []
+    for static in ("false", "true"):
+        options = (f"strategy.static_graph={static}", "trainer.devices=2", f"hydra.run.dir={tmp_path}/{static}")
+        run(command(*bare, *options), env=environment(tmp_path))
+        weights.append(torch.load(tmp_path / static / "last.ckpt", weights_only=True)["state_dict"])
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    accumulate = ("strategy.static_graph=true", "trainer.accumulate_grad_batches=2")
+    refused = compose("train", *bare, *accumulate, f"output_dir='{tmp_path}/refused'")
+    with pytest.raises(ValueError, match=r"does not go with trainer\.accumulate_grad_batches=2"):
+        experiment(refused)
 
 
 SWEEP = ("loss=simple,vlb", "trainer.devices=2")

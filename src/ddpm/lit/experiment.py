@@ -176,6 +176,11 @@ def _trainer(config: dict[str, Any], T: int) -> lightning.Trainer:
         raise ValueError("trainer.accelerator=mps has no float64, which the tables need; use trainer.accelerator=cpu")
     if isinstance(options.get("val_check_interval"), int):
         options["val_check_interval"] *= options.get("accumulate_grad_batches", 1)  # Lightning counts batches
+    if config["strategy"].get("static_graph") and options.get("accumulate_grad_batches", 1) > 1:
+        raise ValueError(
+            "strategy.static_graph=true does not go with trainer.accumulate_grad_batches="
+            f"{options['accumulate_grad_batches']}; give strategy.static_graph=false"
+        )
     _match_processes(options)
     build.sampler(config["sampler"], T)
     callbacks = [*_callbacks(config, T), Interrupt()]
