@@ -130,17 +130,18 @@ def test_dropout_drops_that_share_scales_the_rest_and_is_the_same_in_the_gradien
 # Odd sizes leave tiles that lie half outside; 48 and 80 channels leave half a panel.
 @pytest.mark.parametrize(("batch", "size"), [(8, (8, 8)), (9, (7, 9)), (130, (1, 2)), (3, (33, 12))])
 @pytest.mark.parametrize(("c_in", "c_out"), [(16, 16), (48, 80), (32, 64)])
-def test_the_convolution_is_that_of_torch(used, batch, size, c_in, c_out):
+@pytest.mark.parametrize("padding", [0, 1])
+def test_the_convolution_is_that_of_torch(used, batch, size, c_in, c_out, padding):
     torch.manual_seed(0)
-    layer = Conv3x3(c_in, c_out).to(memory_format=INNERMOST)
-    x = torch.randn(batch, c_in, *size).contiguous(memory_format=INNERMOST)
+    layer = Conv3x3(c_in, c_out, padding).to(memory_format=INNERMOST)
+    x = torch.randn(batch, c_in, *(side + 2 - 2 * padding for side in size)).contiguous(memory_format=INNERMOST)
 
     def mine(x, weight, bias):
         return torch.func.functional_call(layer, {"weight": weight, "bias": bias}, x)
 
     found = gradients(mine, x, layer.weight, layer.bias)
     weights = layer.weight.double(), layer.bias.double()
-    expected = gradients(lambda x, weight, bias: F.conv2d(x, weight, bias, padding=1), x.double(), *weights)
+    expected = gradients(lambda x, weight, bias: F.conv2d(x, weight, bias, padding=padding), x.double(), *weights)
     assert used == ["winograd", "winograd", "winograd_weight"]
     for mine, theirs in zip(found, expected, strict=True):
         assert error(mine, theirs) < 3e-6
@@ -162,7 +163,7 @@ def test_any_number_of_threads_gives_the_same(threads):
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        found = gradients(lambda x, w: conv3x3.Winograd.apply(x, w, torch.zeros(32)), x, layer.weight)
+        found = gradients(lambda x, w: conv3x3.Winograd.apply(x, w, torch.zeros(32), 1), x, layer.weight)
     finally:
         torch.set_num_threads(before)
     expected = gradients(lambda x, w: F.conv2d(x, w, padding=1), x.double(), layer.weight.double())

@@ -90,10 +90,10 @@ class Folded(nn.Module):
 
 def _filtered(conv: nn.Conv2d) -> nn.Conv2d:
     """By minimal filtering, if it is of a kind that can be."""
-    if (conv.kernel_size, conv.stride, conv.padding) != ((3, 3), (1, 1), (1, 1)):
+    if (conv.kernel_size, conv.stride) != ((3, 3), (1, 1)):
         return conv
     with torch.device("meta"):  # draws no initial weights
-        found = Conv3x3(conv.in_channels, conv.out_channels)
+        found = Conv3x3(conv.in_channels, conv.out_channels, int(conv.padding[0]))
     found.weight, found.bias = conv.weight, conv.bias
     return found
 

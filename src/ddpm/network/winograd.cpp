@@ -1,11 +1,11 @@
-// Convolution of 3x3 kernels, padded by 1, of images whose channels lie innermost: the minimal filtering F(2x2, 3x3) of
-// Winograd (Lavin and Gray 2016, arXiv:1509.09308), which multiplies 2.25 times less than the definition.
+// Convolution of 3x3 kernels of images whose channels lie innermost: the minimal filtering F(2x2, 3x3) of Winograd (Lavin
+// and Gray 2016, arXiv:1509.09308), which multiplies 2.25 times less than the definition.
 //
 // Images are cut into tiles of 2x2 outputs, each from 4x4 inputs. In the transformed domain, of 16 points, the
 // convolution is a product of matrices (tiles, in channels) (in channels, out channels) at each point.
 //
-// x: (batch, height, width, channels in), y: (batch, height, width, channels out), weight: (out, 3, 3, in), float32.
-// Channels are multiples of 16.
+// y: (batch, height, width, channels out), x: (batch, height + 2 - 2 padding, width + 2 - 2 padding, channels in), weight:
+// (out, 3, 3, in), float32. Channels are multiples of 16.
 
 #include <algorithm>
 #include <cstdint>
@@ -75,11 +75,13 @@ inline void product(const float* a, int64_t row, int64_t column, const float* b,
     }
 }
 
+// Of the outputs.
 struct Shape {
-    int64_t batch, height, width;
+    int64_t batch, height, width, padding;
     int64_t rows() const { return (height + 1) / 2; }
     int64_t columns() const { return (width + 1) / 2; }
     int64_t tiles() const { return batch * rows() * columns(); }
+    Shape input() const { return {batch, height + 2 - 2 * padding, width + 2 - 2 * padding, 0}; }
 };
 
 // Where a tile begins.
@@ -101,12 +103,13 @@ inline const float* pixel(const float* image, Shape n, int64_t b, int64_t y, int
 // B^T d B of the 4x4 inputs of each tile, to v (16, tiles, stride).
 void transform_input(const float* x, const float* zeros, Shape n, int64_t channels, int64_t first, int64_t count,
                      float* v, int64_t stride, int64_t point) {
+    const Shape in = n.input();
     for (int64_t t = 0; t < count; t++) {
         const Place place(n, first + t);
         const float* d[16];
         for (int64_t i = 0; i < 16; i++) {
-            const int64_t row = place.y + i / 4 - 1, column = place.x + i % 4 - 1;
-            d[i] = inside(n, row, column) ? pixel(x, n, place.image, row, column, channels) : zeros;
+            const int64_t row = place.y + i / 4 - n.padding, column = place.x + i % 4 - n.padding;
+            d[i] = inside(in, row, column) ? pixel(x, in, place.image, row, column, channels) : zeros;
         }
         for (int64_t c = 0; c < channels; c += LANES) {
             vec half[16];
@@ -245,8 +248,8 @@ extern "C" {
 
 // y = the convolution of x; or, transposed, of y's gradient given as x, the gradient of x.
 void winograd(const float* x, const float* weight, const float* bias, float* y, int64_t batch, int64_t height,
-              int64_t width, int64_t in, int64_t out, bool transposed) {
-    const Shape n{batch, height, width};
+              int64_t width, int64_t in, int64_t out, int64_t padding, bool transposed) {
+    const Shape n{batch, height, width, padding};
     const int64_t depth = transposed ? out : in, columns = transposed ? in : out;
     const int64_t padded = up(columns, COLUMNS), panels = padded / COLUMNS, total = n.tiles();
     float* u = shared.of(16 * padded * depth + depth);
@@ -279,8 +282,8 @@ void winograd(const float* x, const float* weight, const float* bias, float* y, 
 
 // The gradients of the weights and of the bias.
 void winograd_weight(const float* x, const float* dy, float* d_weight, float* d_bias, int64_t batch, int64_t height,
-                     int64_t width, int64_t in, int64_t out) {
-    const Shape n{batch, height, width};
+                     int64_t width, int64_t in, int64_t out, int64_t padding) {
+    const Shape n{batch, height, width, padding};
     const int64_t padded = up(in, COLUMNS), total = n.tiles(), threads = omp_get_max_threads();
     const int64_t v_row = padded + LANES, g_row = out + LANES;  // no powers of two, which would share a few cache lines
     const int64_t each = 16 * out * padded + out;  // of a thread: gradients in the transformed domain, and of the bias
