@@ -13,6 +13,7 @@ from ddpm.parameterization.eps import Eps
 from ddpm.parameterization.x0 import X0
 from ddpm.prediction import Prediction
 from ddpm.process import Process
+from ddpm.tables import distinct
 from ddpm.variance.base import Variance
 
 
@@ -65,7 +66,7 @@ class Diffusion(nn.Module):
             t: times in 1..T, shape (B,).
             clip: clip x^_0 to [-1, 1], or threshold it (see `Prediction`), and let every other reading follow it.
         """
-        y, raw = self._read(x_t, self.process.times[t])
+        y, raw = self._read(x_t, self.process.times[distinct(t)])
         return Prediction(self, x_t, t, y, raw, clip)
 
     def score(self, x_t: Tensor, t: Tensor, clip: bool | float = False) -> Tensor:
@@ -79,13 +80,13 @@ class Diffusion(nn.Module):
             x: noisy images, shape (B, C, H, W).
             t: an original time in [1, T], one for all images, shape ().
         """
-        y, _ = self._read(x, t.expand(len(x)))
+        y, _ = self._read(x, t.view(1))
         k_y, k_x = self.parameterization.map_to(Eps(), self.process.origin.coefficients(t.view(1)))
         return k_y.to(x.dtype) * y + k_x.to(x.dtype) * x
 
     def _read(self, x: Tensor, original_t: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The network's output in its own parameterization, and what a learned variance reads."""
-        out = self.network(x, original_t - 1).to(x.dtype)
+        """The network's output in its own parameterization at times (B,) or (1,), and what a learned variance reads."""
+        out = self.network(x, (original_t - 1).expand(len(x))).to(x.dtype)
         return out.chunk(2, dim=1) if self.variance.extra_channels else (out, None)
 
     def p(self, x_t: Tensor, t: Tensor, clip: bool | float = False) -> Gaussian:

@@ -19,6 +19,7 @@ from ddpm.diffusion import Diffusion
 from ddpm.gaussian import bits_per_dim, discretised_log_likelihood, kl
 from ddpm.prediction import Prediction
 from ddpm.process import Process
+from ddpm.tables import same
 
 
 def prior(process: Process, x_0: Tensor) -> Tensor:
@@ -167,7 +168,7 @@ def bound(
     """
     terms, errors = [], []
     for step in range(1, diffusion.T + 1):
-        t = torch.full((len(x_0),), step, device=x_0.device)
+        t = same(step, x_0)
         prediction = diffusion.predict(diffusion.process.diffuse(x_0, t, noise(step)), t, clip)
         terms.append(term(prediction, x_0))
         errors.append(squared_error(prediction, x_0))

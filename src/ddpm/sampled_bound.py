@@ -20,6 +20,7 @@ from torch import Tensor
 from ddpm.diffusion import Diffusion
 from ddpm.elbo import CodeLength, prior, squared_error, term
 from ddpm.gaussian import bits_per_dim
+from ddpm.tables import same
 
 UNIFORM_SHARE = 0.01
 """Part of the probability that is spread evenly, lest a time that the pilot underrates gets a huge weight."""
@@ -111,7 +112,7 @@ def pilot(
     times = pilot_times(diffusion.T, knots)
     moments = []
     for step in times.tolist():
-        t = torch.full((len(x_0),), step, device=x_0.device)
+        t = same(step, x_0)
         prediction = diffusion.predict(diffusion.process.diffuse(x_0, t, noise(step)), t, clip)
         moments.append(float((term(prediction, x_0) ** 2).mean()))
         on_step()

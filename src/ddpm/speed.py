@@ -1,5 +1,7 @@
 """What a device is fast with: bfloat16 where it computes with that, and kernels of our own on a CPU."""
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -42,11 +44,17 @@ def arrange(network: nn.Module, speed: str, device: torch.device) -> None:
 
 
 class BFloat16(nn.Module):
-    """A network that computes in bfloat16 where autocast does, and returns float32."""
+    """A copy of a network that computes in bfloat16 where autocast does, and returns float32.
+
+    The weights of its layers are rounded once, not at every call.
+    """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.network = network
+        self.network = copy.deepcopy(network).requires_grad_(False)
+        for layer in self.network.modules():
+            if isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd)):
+                layer.bfloat16()
 
     def forward(self, x_t: Tensor, t: Tensor, *label: Tensor) -> Tensor:
         with torch.autocast(x_t.device.type, torch.bfloat16):

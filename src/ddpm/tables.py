@@ -32,6 +32,16 @@ def gather(table: Tensor, t: Tensor, like: Tensor) -> Tensor:
     return table[t].to(like.dtype).reshape(-1, *(1,) * (like.ndim - 1))
 
 
+def same(step: int, x: Tensor) -> Tensor:
+    """`step` as the time of each image of x, shape (B,); in memory it is one number."""
+    return torch.full((1,), step, device=x.device).expand(len(x))
+
+
+def distinct(t: Tensor) -> Tensor:
+    """Times (B,) as one, shape (1,), if they are one number in memory, as `same` makes them; else t."""
+    return t[:1] if t.stride(0) == 0 else t
+
+
 def over_time(values: Tensor) -> Tensor:
     """Values for t = 1..T, shape (T,), as a table of length T + 1; reading t = 0 gives nan."""
     return torch.cat([values.new_full((1,), torch.nan), values])

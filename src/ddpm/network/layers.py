@@ -63,9 +63,9 @@ class ResidualBlock(nn.Module):
         self.shortcut = nn.Identity() if c_in == c_out else conv(c_in, c_out, kernel=1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """`embedding` has passed its nonlinearity, shape (B, E)."""
+        """`embedding` has passed its nonlinearity, shape (B, E), or (1, E) for all images."""
         h = self.conv_1(self.norm_1(x))
-        h = self.conv_2(self.norm_2(h, self.time(embedding)))
+        h = self.conv_2(self.norm_2(h, self.time(embedding).expand(len(h), -1)))
         return self.shortcut(x) + h
 
 

@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ddpm.network.group_norm import GroupNorm
 from ddpm.network.layers import Attention, Downsample, ResidualBlock, TimeEmbedding, Upsample, conv
+from ddpm.tables import distinct
 
 
 class UNet(nn.Module):
@@ -101,7 +102,7 @@ class UNet(nn.Module):
             t: times from 0, shape (B,).
             label: classes, with the number of classes for none, int64, shape (B,); None for none in the whole batch.
         """
-        embedding = self.time(t)
+        embedding = self.time(distinct(t))
         if self.label is not None:
             nothing = self.label.weight[-1]
             embedding = embedding + (nothing if label is None else self.label(label))

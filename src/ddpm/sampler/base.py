@@ -10,6 +10,7 @@ from torch import Tensor
 from ddpm import spacing
 from ddpm.diffusion import Diffusion
 from ddpm.prediction import Prediction
+from ddpm.tables import same
 
 Noise = Callable[[int], Tensor]
 """Step -> standard normal, shape (B, C, H, W); no step is drawn twice. x_T is that of step 0, for any T."""
@@ -83,7 +84,7 @@ class Sampler(ABC):
         first, x = start or (chain.T, noise(0))
         state = None
         for step in range(first, 0, -1):
-            at = chain.predict(x, torch.full((len(x),), step, device=x.device), self.clip)
+            at = chain.predict(x, same(step, x), self.clip)
             x = self.move(chain, at, step, noise, state)
             state = State(step - 1, x, at.x_0)
             yield state

@@ -10,6 +10,7 @@ from ddpm.diffusion import Diffusion
 from ddpm.operator.base import Measurement
 from ddpm.sampler.base import Noise, Sampler, State
 from ddpm.solver.base import Solver
+from ddpm.tables import same
 
 
 class DPS(Solver):
@@ -41,7 +42,7 @@ class DPS(Solver):
         for step in range(chain.T, 0, -1):
             with torch.enable_grad():
                 x = x.detach().requires_grad_()
-                at = chain.predict(x, torch.full((len(x),), step, device=x.device), sampler.clip)
+                at = chain.predict(x, same(step, x), sampler.clip)
                 distance = measurement.residual(at.x_0).flatten(1).norm(dim=1).sum()
                 (gradient,) = torch.autograd.grad(distance, x)
             with torch.no_grad():

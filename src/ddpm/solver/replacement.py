@@ -10,6 +10,7 @@ from ddpm.diffusion import Diffusion
 from ddpm.operator.base import LinearOperator, Measurement, linear
 from ddpm.sampler.base import Noise, Sampler, State
 from ddpm.solver.base import Solver, conjugate_gradient
+from ddpm.tables import same
 
 APART = 64
 """Chains' lengths between the noise of the sampler, which draws at some multiples of the length, and other noise."""
@@ -54,7 +55,7 @@ class Replacement(Solver):
         for step in range(chain.T, 0, -1):
             for again in range(self.resamplings):
                 fresh = partial(_later, noise, 3 * again * APART * chain.T)
-                at = chain.predict(x, torch.full((len(x),), step, device=x.device), sampler.clip)
+                at = chain.predict(x, same(step, x), sampler.clip)
                 x_0 = at.x_0
                 x = sampler.move(chain, at, step, fresh, state)
                 signal, sigma = (float(table[step - 1]) for table in (process.sqrt_alpha_bar, process.sigma))
