@@ -131,28 +131,47 @@ def test_dropout_drops_that_share_scales_the_rest_and_is_the_same_in_the_gradien
 @pytest.mark.parametrize(("batch", "size"), [(8, (8, 8)), (9, (7, 9)), (130, (1, 2)), (3, (33, 12))])
 @pytest.mark.parametrize(("c_in", "c_out"), [(16, 16), (48, 80), (32, 64)])
 @pytest.mark.parametrize("padding", [0, 1])
-def test_the_convolution_is_that_of_torch(used, batch, size, c_in, c_out, padding):
+@pytest.mark.parametrize("tile", [2, 4])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 3e-6), (torch.bfloat16, 3e-3)])
+def test_the_convolution_is_that_of_torch(used, monkeypatch, batch, size, c_in, c_out, padding, tile, dtype, tolerance):
     torch.manual_seed(0)
-    layer = Conv3x3(c_in, c_out, padding).to(memory_format=INNERMOST)
-    x = torch.randn(batch, c_in, *(side + 2 - 2 * padding for side in size)).contiguous(memory_format=INNERMOST)
+    monkeypatch.setattr(conv3x3, "FEWEST_OF_GRADIENTS", 0)
+    shape = batch, c_in, *(side + 2 - 2 * padding for side in size)
+    x = torch.randn(shape, dtype=dtype).contiguous(memory_format=INNERMOST)
+    layer = Conv3x3(c_in, c_out).to(memory_format=INNERMOST)
 
     def mine(x, weight, bias):
-        return torch.func.functional_call(layer, {"weight": weight, "bias": bias}, x)
+        return conv3x3.Winograd.apply(x, weight, bias, padding, tile)
 
     found = gradients(mine, x, layer.weight, layer.bias)
     weights = layer.weight.double(), layer.bias.double()
     expected = gradients(lambda x, weight, bias: F.conv2d(x, weight, bias, padding=padding), x.double(), *weights)
     assert used == ["winograd", "winograd", "winograd_weight"]
-    for mine, theirs in zip(found, expected, strict=True):
-        assert error(mine, theirs) < 3e-6
-    assert error(mine_again(layer, x), expected[0]) < 3e-6
+    assert [each.dtype for each in found] == [dtype, dtype, torch.float32, torch.float32]
+    for each, exact in zip(found, expected, strict=True):
+        assert error(each, exact) < tolerance
+    with torch.inference_mode():  # of fewer, after more: what a thread keeps of the call before must not matter
+        mine(
+            torch.full((64, c_in, 16, 16), torch.nan, dtype=dtype).contiguous(memory_format=INNERMOST),
+            *weights_of(layer),
+        )
+        assert torch.equal(mine(x, *weights_of(layer)), found[0])
 
 
-def mine_again(layer, x):
-    """Of fewer, after more: what a thread keeps of the call before must not matter."""
+def weights_of(layer):
+    return layer.weight.detach(), layer.bias.detach()
+
+
+def test_weights_may_be_rounded_and_what_is_not_a_number_stays_so():
+    torch.manual_seed(0)
+    layer = Conv3x3(16, 32).to(memory_format=INNERMOST).bfloat16()
+    x = torch.randn(8, 16, 8, 8, dtype=torch.bfloat16).contiguous(memory_format=INNERMOST)
+    x[0, 0, 0, 0] = torch.nan
     with torch.inference_mode():
-        layer(torch.full((64, layer.in_channels, 16, 16), torch.nan).contiguous(memory_format=INNERMOST))
-        return layer(x)
+        found = conv3x3.Winograd.apply(x, *weights_of(layer), 1, 4)
+    exact = F.conv2d(x.double(), *(each.double() for each in weights_of(layer)), padding=1)
+    assert found[0, :, :2, :2].isnan().all()
+    assert error(found[1:], exact[1:]) < 3e-3
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])
@@ -163,7 +182,7 @@ def test_any_number_of_threads_gives_the_same(threads):
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        found = gradients(lambda x, w: conv3x3.Winograd.apply(x, w, torch.zeros(32), 1), x, layer.weight)
+        found = gradients(lambda x, w: conv3x3.Winograd.apply(x, w, torch.zeros(32), 1, 4), x, layer.weight)
     finally:
         torch.set_num_threads(before)
     expected = gradients(lambda x, w: F.conv2d(x, w, padding=1), x.double(), layer.weight.double())
@@ -206,21 +225,38 @@ def test_a_network_of_the_usual_layout_uses_none(used):
     assert used == []
 
 
-def test_bfloat16_uses_the_normalisation_alone(used):
-    fast = network().to(memory_format=INNERMOST)
+def test_bfloat16_uses_the_kernels_too(used):
+    fast, plain = network().to(memory_format=INNERMOST), network()
     x, t = torch.randn(8, 3, 16, 16), torch.arange(8)
     with torch.autocast("cpu", torch.bfloat16):
         half = fast(x, t)
-    assert {*used} == {"group_norm"}
-    assert 1e-4 < error(half.float(), fast(x, t)) < 0.05
+        assert {*used} == {"group_norm", "winograd"}
+        theirs = plain(x, t)
+    exact = plain(x, t)
+    assert half.dtype == theirs.dtype == torch.bfloat16
+    assert 1e-4 < error(half, exact) < 1.2 * error(theirs, exact)
 
 
-def test_few_pixels_are_convolved_by_torch(used):
+@pytest.mark.parametrize(
+    ("batch", "size", "dtype", "tile"),
+    [
+        (conv3x3.FEWEST, 4, torch.float32, 4),
+        (conv3x3.FEWEST, 4, torch.bfloat16, 4),
+        (conv3x3.FEWEST - 1, 4, torch.float32, 2),
+        (conv3x3.FEWEST - 1, 4, torch.bfloat16, 0),
+        (conv3x3.FEWEST, 2, torch.float32, 2),
+        (conv3x3.FEWEST - 1, 2, torch.float32, 0),
+        (conv3x3.FEWEST, 4, torch.float64, 0),
+    ],
+)
+def test_few_pixels_are_convolved_by_torch(used, batch, size, dtype, tile):
     layer = Conv3x3(16, 16).to(memory_format=INNERMOST)
-    for count, names in ((conv3x3.TILES // 4 - 1, []), (conv3x3.TILES // 4, ["winograd"])):
-        used.clear()
-        layer(torch.randn(count, 16, 4, 4).contiguous(memory_format=INNERMOST))
-        assert used == names
+    x = torch.randn(batch, 16, size, size, dtype=dtype).contiguous(memory_format=INNERMOST)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        layer = layer.double() if dtype == torch.float64 else layer
+        assert layer._tile(x) == tile
+        assert layer(x).dtype == dtype
+    assert used == ["winograd"] * bool(tile)
 
 
 def test_without_a_compiler_torch_computes(monkeypatch, used):
