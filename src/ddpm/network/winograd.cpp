@@ -384,11 +384,12 @@ void weight_gradient(const void* x, const void* dy, float* d_weight, float* d_bi
 #pragma omp parallel num_threads(threads)
     {
         float* u = sums + omp_get_thread_num() * each;
-        std::memset(u, 0, 4 * each);
+        auto sum = product<false>;
+        std::memset(u + POINTS * u_point, 0, 4 * out);
         float* v = own.of(POINTS * (v_point + g_point));
         float* g = v + POINTS * v_point;
         if (padded > in) std::memset(v, 0, 4 * POINTS * v_point);
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
         for (int64_t block = 0; block < blocks; block++) {
             const int64_t first = block * count, tiles = std::min(count, total - first);
             transform_input<M>((const T*)x, zeros, n, in, first, tiles, v, v_row, v_point);
@@ -396,9 +397,12 @@ void weight_gradient(const void* x, const void* dy, float* d_weight, float* d_bi
             for (int64_t i = 0; i < POINTS; i++)
                 for (int64_t c = 0; c < padded; c += COLUMNS)
                     for (int64_t k = 0; k < out; k += ROWS)
-                        product<true>(g + i * g_point + k, 1, g_row, v + i * v_point + c, v_row,
-                                      u + i * u_point + k * padded + c, padded, tiles);
+                        sum(g + i * g_point + k, 1, g_row, v + i * v_point + c, v_row,
+                            u + i * u_point + k * padded + c, padded, tiles);
+            sum = product<true>;
         }
+        if (sum == product<false>) std::memset(u, 0, 4 * POINTS * u_point);  // of a thread without tiles
+#pragma omp barrier
         const int64_t team = omp_get_num_threads();
 #pragma omp for schedule(static)
         for (int64_t k = 0; k < out; k++) {
