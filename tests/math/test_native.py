@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ddpm.network import conv3x3, group_norm, native
-from ddpm.network.conv3x3 import Conv3x3
+from ddpm.network import convolution, group_norm, native
+from ddpm.network.convolution import Convolution
 from ddpm.network.group_norm import GroupNorm
 from ddpm.network.unet import UNet
 
@@ -135,13 +135,13 @@ def test_dropout_drops_that_share_scales_the_rest_and_is_the_same_in_the_gradien
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 3e-6), (torch.bfloat16, 3e-3)])
 def test_the_convolution_is_that_of_torch(used, monkeypatch, batch, size, c_in, c_out, padding, tile, dtype, tolerance):
     torch.manual_seed(0)
-    monkeypatch.setattr(conv3x3, "FEWEST_OF_GRADIENTS", 0)
+    monkeypatch.setattr(convolution, "FEWEST_OF_GRADIENTS", 0)
     shape = batch, c_in, *(side + 2 - 2 * padding for side in size)
     x = torch.randn(shape, dtype=dtype).contiguous(memory_format=INNERMOST)
-    layer = Conv3x3(c_in, c_out).to(memory_format=INNERMOST)
+    layer = Convolution(c_in, c_out).to(memory_format=INNERMOST)
 
     def mine(x, weight, bias):
-        return conv3x3.Winograd.apply(x, weight, bias, padding, tile)
+        return convolution.Winograd.apply(x, weight, bias, (padding, padding), tile)
 
     found = gradients(mine, x, layer.weight, layer.bias)
     weights = layer.weight.double(), layer.bias.double()
@@ -158,17 +158,35 @@ def test_the_convolution_is_that_of_torch(used, monkeypatch, batch, size, c_in, 
         assert torch.equal(mine(x, *weights_of(layer)), found[0])
 
 
+@pytest.mark.parametrize("kernel", [kernel for kernel in convolution.TILES if kernel != (3, 3)])
+@pytest.mark.parametrize(("padded", "rectified"), [(False, False), (True, False), (True, True)])
+def test_other_kernels_are_those_of_torch_without_gradients(used, kernel, padded, rectified):
+    torch.manual_seed(0)
+    padding = tuple(taps // 2 * padded for taps in kernel)
+    layer = Convolution(48, 80, kernel, padding, rectified).to(memory_format=INNERMOST)
+    x = torch.randn(9, 48, 11, 17).contiguous(memory_format=INNERMOST)
+    exact = F.conv2d(x.double(), *(each.double() for each in weights_of(layer)), padding=padding)
+    exact = exact.relu() if rectified else exact
+    with torch.inference_mode():
+        assert error(layer(x), exact) < 3e-6
+    assert used == ["winograd"]
+    assert error(layer(x), exact) < 3e-6
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        layer(x)
+    assert used == ["winograd"]
+
+
 def weights_of(layer):
     return layer.weight.detach(), layer.bias.detach()
 
 
 def test_weights_may_be_rounded_and_what_is_not_a_number_stays_so():
     torch.manual_seed(0)
-    layer = Conv3x3(16, 32).to(memory_format=INNERMOST).bfloat16()
+    layer = Convolution(16, 32).to(memory_format=INNERMOST).bfloat16()
     x = torch.randn(8, 16, 8, 8, dtype=torch.bfloat16).contiguous(memory_format=INNERMOST)
     x[0, 0, 0, 0] = torch.nan
     with torch.inference_mode():
-        found = conv3x3.Winograd.apply(x, *weights_of(layer), 1, 4)
+        found = convolution.Winograd.apply(x, *weights_of(layer), (1, 1), 4)
     exact = F.conv2d(x.double(), *(each.double() for each in weights_of(layer)), padding=1)
     assert found[0, :, :2, :2].isnan().all()
     assert error(found[1:], exact[1:]) < 3e-3
@@ -177,12 +195,12 @@ def test_weights_may_be_rounded_and_what_is_not_a_number_stays_so():
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])
 def test_any_number_of_threads_gives_the_same(threads):
     torch.manual_seed(0)
-    layer = Conv3x3(16, 32).to(memory_format=INNERMOST)
+    layer = Convolution(16, 32).to(memory_format=INNERMOST)
     x = torch.randn(5, 16, 20, 20).contiguous(memory_format=INNERMOST)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        found = gradients(lambda x, w: conv3x3.Winograd.apply(x, w, torch.zeros(32), 1, 4), x, layer.weight)
+        found = gradients(lambda x, w: convolution.Winograd.apply(x, w, torch.zeros(32), (1, 1), 4), x, layer.weight)
     finally:
         torch.set_num_threads(before)
     expected = gradients(lambda x, w: F.conv2d(x, w, padding=1), x.double(), layer.weight.double())
@@ -216,7 +234,9 @@ def test_a_network_of_that_layout_is_the_same_network(used, trained):
             assert (mine.grad.double() - theirs.grad).norm() / scale < 1e-5, name
     # Every normalisation, and every convolution of 3x3 but the first and the last.
     assert used.count("group_norm") == sum(isinstance(part, GroupNorm) for part in fast.modules())
-    wide = [part for part in fast.modules() if isinstance(part, Conv3x3) and part.in_channels > 3 < part.out_channels]
+    wide = [
+        part for part in fast.modules() if isinstance(part, Convolution) and part.in_channels > 3 < part.out_channels
+    ]
     assert used.count("winograd") == len(wide) * (1 + trained)
 
 
@@ -240,17 +260,17 @@ def test_bfloat16_uses_the_kernels_too(used):
 @pytest.mark.parametrize(
     ("batch", "size", "dtype", "tile"),
     [
-        (conv3x3.FEWEST, 4, torch.float32, 4),
-        (conv3x3.FEWEST, 4, torch.bfloat16, 4),
-        (conv3x3.FEWEST - 1, 4, torch.float32, 2),
-        (conv3x3.FEWEST - 1, 4, torch.bfloat16, 0),
-        (conv3x3.FEWEST, 2, torch.float32, 2),
-        (conv3x3.FEWEST - 1, 2, torch.float32, 0),
-        (conv3x3.FEWEST, 4, torch.float64, 0),
+        (convolution.FEWEST, 4, torch.float32, 4),
+        (convolution.FEWEST, 4, torch.bfloat16, 4),
+        (convolution.FEWEST - 1, 4, torch.float32, 2),
+        (convolution.FEWEST - 1, 4, torch.bfloat16, 0),
+        (convolution.FEWEST, 2, torch.float32, 2),
+        (convolution.FEWEST - 1, 2, torch.float32, 0),
+        (convolution.FEWEST, 4, torch.float64, 0),
     ],
 )
 def test_few_pixels_are_convolved_by_torch(used, batch, size, dtype, tile):
-    layer = Conv3x3(16, 16).to(memory_format=INNERMOST)
+    layer = Convolution(16, 16).to(memory_format=INNERMOST)
     x = torch.randn(batch, 16, size, size, dtype=dtype).contiguous(memory_format=INNERMOST)
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         layer = layer.double() if dtype == torch.float64 else layer

@@ -19,7 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, BasicConv2d, FeatureExtractorInceptionV3
 
 from ddpm.metrics.weights import load_weights
-from ddpm.network.conv3x3 import Conv3x3
+from ddpm.network.convolution import TILES, Convolution
 
 FILE_NAME = URL_INCEPTION_V3.rsplit("/", 1)[-1]
 SHA256_PREFIX = "6726825d"  # also the end of the file name, the convention of torch.hub
@@ -71,10 +71,10 @@ class Folded(nn.Module):
 
     def __init__(self, extractor: FeatureExtractorInceptionV3) -> None:
         super().__init__()
-        for module in extractor.modules():
-            if isinstance(module, BasicConv2d):
-                module.conv = _filtered(fuse_conv_bn_eval(module.conv, module.bn))
-                module.bn = nn.Identity()
+        for parent in [*extractor.modules()]:
+            for name, layer in [*parent.named_children()]:
+                if isinstance(layer, BasicConv2d):
+                    setattr(parent, name, _rectified(fuse_conv_bn_eval(layer.conv, layer.bn)))
         layers = dict(extractor.named_children())
         self.fc = layers.pop("fc")
         self.layers = nn.Sequential(*layers.values())
@@ -88,12 +88,14 @@ class Folded(nn.Module):
         return features, features @ self.fc.weight.T
 
 
-def _filtered(conv: nn.Conv2d) -> nn.Conv2d:
-    """By minimal filtering, if it is of a kind that can be."""
-    if (conv.kernel_size, conv.stride) != ((3, 3), (1, 1)):
-        return conv
+def _rectified(conv: nn.Conv2d) -> nn.Module:
+    """max(conv(x), 0), by minimal filtering if there is such for the kernel."""
+    height, width = conv.kernel_size
+    if (height, width) not in TILES or conv.stride != (1, 1):
+        return nn.Sequential(conv, nn.ReLU(inplace=True))
+    padding = int(conv.padding[0]), int(conv.padding[1])
     with torch.device("meta"):  # draws no initial weights
-        found = Conv3x3(conv.in_channels, conv.out_channels, int(conv.padding[0]))
+        found = Convolution(conv.in_channels, conv.out_channels, (height, width), padding, rectified=True)
     found.weight, found.bias = conv.weight, conv.bias
     return found
 

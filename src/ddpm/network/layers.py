@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpm.network.conv3x3 import Conv3x3
+from ddpm.network.convolution import Convolution
 from ddpm.network.group_norm import GroupNorm
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
@@ -28,7 +28,7 @@ def initialise(layer: Layer, scale: float = 1.0) -> Layer:
 
 def conv(c_in: int, c_out: int, kernel: int = 3, scale: float = 1.0) -> nn.Conv2d:
     """A convolution that keeps H and W, of a kernel of 1 or 3."""
-    return initialise(nn.Conv2d(c_in, c_out, 1) if kernel == 1 else Conv3x3(c_in, c_out), scale)
+    return initialise(nn.Conv2d(c_in, c_out, 1) if kernel == 1 else Convolution(c_in, c_out), scale)
 
 
 class TimeEmbedding(nn.Module):

@@ -1,16 +1,17 @@
-// Convolution of 3x3 kernels of images whose channels lie innermost, by minimal filtering (Lavin and Gray 2016,
-// arXiv:1509.09308): F(2x2, 3x3) multiplies 2.25 times less than the definition, F(4x4, 3x3) four times less.
+// Convolution of images whose channels lie innermost, by minimal filtering (Lavin and Gray 2016, arXiv:1509.09308), which
+// multiplies less than the definition: F(4x4, 3x3) four times, F(2x2, 3x3) 2.25 times.
 //
-// Images are cut into tiles of M x M outputs, each from N x N inputs, N = M + 2. In the transformed domain, of N^2 points,
-// the convolution is a product of matrices (tiles, in channels) (in channels, out channels) at each point.
+// Images are cut into tiles of outputs, each from a few more inputs. In a transformed domain, of as many points as there
+// are inputs, the convolution is a product of matrices (tiles, in channels) (in channels, out channels) at each point.
 //
-// y: (batch, height, width, channels out), x: (batch, height + 2 - 2 padding, width + 2 - 2 padding, channels in), weight:
-// (out, 3, 3, in); what is computed in between is float32. Channels are multiples of 16.
+// y: (batch, height, width, channels out), x: (batch, height + H - 1 - 2 pad_y, width + W - 1 - 2 pad_x, channels in),
+// weight: (out, H, W, in); what is computed in between is float32. Channels are multiples of 16.
 
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 
 #include <omp.h>
 #include <sys/mman.h>
@@ -93,287 +94,330 @@ inline void product(const float* a, int64_t row, int64_t column, const float* b,
     }
 }
 
-// The transforms of a line, from and to vectors that lie s and r apart.
-template <int64_t M>
-struct Line;
-
-template <>
-struct Line<2> {
-    static inline void input(const vec* d, int64_t s, vec* to, int64_t r) {  // B^T d
-        to[0] = d[0] - d[2 * s];
-        to[r] = d[s] + d[2 * s];
-        to[2 * r] = d[2 * s] - d[s];
-        to[3 * r] = d[s] - d[3 * s];
-    }
-    static inline void output(const vec* m, int64_t s, vec* to, int64_t r) {  // A^T m
-        to[0] = m[0] + m[s] + m[2 * s];
-        to[r] = m[s] - m[2 * s] - m[3 * s];
-    }
-    static inline void gradient(const vec* g, int64_t s, vec* to, int64_t r) {  // A g
-        to[0] = g[0];
-        to[r] = g[0] + g[s];
-        to[2 * r] = g[0] - g[s];
-        to[3 * r] = -g[s];
-    }
-    static inline void weight(const vec* w, int64_t s, vec* to, int64_t r) {  // G w
-        const vec even = 0.5f * (w[0] + w[2 * s]), odd = 0.5f * w[s];
-        to[0] = w[0];
-        to[r] = even + odd;
-        to[2 * r] = even - odd;
-        to[3 * r] = w[2 * s];
-    }
-    static inline void weight_gradient(const vec* u, int64_t s, vec* to, int64_t r) {  // G^T u
-        const vec even = 0.5f * (u[s] + u[2 * s]);
-        to[0] = u[0] + even;
-        to[r] = 0.5f * (u[s] - u[2 * s]);
-        to[2 * r] = u[3 * s] + even;
-    }
-};
-
-// Of polynomials at 0, +-a, +-b and infinity with a^2 = 1/2 and b^2 = 2, which round less than small integers do.
-template <>
-struct Line<4> {
-    static constexpr float a = 0.70710678f, b = 1.41421356f;
-    static inline void input(const vec* d, int64_t s, vec* to, int64_t r) {
-        const vec even_a = d[4 * s] - 2.f * d[2 * s], odd_a = a * d[3 * s] - b * d[s];
-        const vec even_b = d[4 * s] - 0.5f * d[2 * s], odd_b = b * d[3 * s] - a * d[s];
-        to[0] = d[0] + d[4 * s] - 2.5f * d[2 * s];
-        to[r] = even_a + odd_a;
-        to[2 * r] = even_a - odd_a;
-        to[3 * r] = even_b + odd_b;
-        to[4 * r] = even_b - odd_b;
-        to[5 * r] = d[s] + d[5 * s] - 2.5f * d[3 * s];
-    }
-    static inline void output(const vec* m, int64_t s, vec* to, int64_t r) {
-        const vec even_a = m[s] + m[2 * s], odd_a = m[s] - m[2 * s];
-        const vec even_b = m[3 * s] + m[4 * s], odd_b = m[3 * s] - m[4 * s];
-        to[0] = m[0] + even_a + even_b;
-        to[r] = a * odd_a + b * odd_b;
-        to[2 * r] = 0.5f * even_a + 2.f * even_b;
-        to[3 * r] = 0.5f * a * odd_a + 2.f * b * odd_b + m[5 * s];
-    }
-    static inline void gradient(const vec* g, int64_t s, vec* to, int64_t r) {
-        const vec even_a = g[0] + 0.5f * g[2 * s], odd_a = a * g[s] + 0.5f * a * g[3 * s];
-        const vec even_b = g[0] + 2.f * g[2 * s], odd_b = b * g[s] + 2.f * b * g[3 * s];
-        to[0] = g[0];
-        to[r] = even_a + odd_a;
-        to[2 * r] = even_a - odd_a;
-        to[3 * r] = even_b + odd_b;
-        to[4 * r] = even_b - odd_b;
-        to[5 * r] = g[3 * s];
-    }
-    static inline void weight(const vec* w, int64_t s, vec* to, int64_t r) {
-        const vec even_a = -2.f / 3 * w[0] - 1.f / 3 * w[2 * s], odd_a = -2.f / 3 * a * w[s];
-        const vec even_b = 1.f / 6 * w[0] + 1.f / 3 * w[2 * s], odd_b = 1.f / 6 * b * w[s];
-        to[0] = w[0];
-        to[r] = even_a + odd_a;
-        to[2 * r] = even_a - odd_a;
-        to[3 * r] = even_b + odd_b;
-        to[4 * r] = even_b - odd_b;
-        to[5 * r] = w[2 * s];
-    }
-    static inline void weight_gradient(const vec* u, int64_t s, vec* to, int64_t r) {
-        const vec even_a = u[s] + u[2 * s], even_b = u[3 * s] + u[4 * s];
-        to[0] = u[0] - 2.f / 3 * even_a + 1.f / 6 * even_b;
-        to[r] = -2.f / 3 * a * (u[s] - u[2 * s]) + 1.f / 6 * b * (u[3 * s] - u[4 * s]);
-        to[2 * r] = 1.f / 3 * (even_b - even_a) + u[5 * s];
-    }
-};
-
-// Along both axes: (A, A) to (B, B).
-template <int64_t A, int64_t B, class Transform>
-inline void square(Transform line, const vec* from, vec* to) {
-    vec half[B * A];
-#pragma GCC unroll 6
-    for (int64_t j = 0; j < A; j++) line(from + j, A, half + j, A);
-#pragma GCC unroll 6
-    for (int64_t i = 0; i < B; i++) line(half + i * A, 1, to + i * B, 1);
+// Calls f with 0, 1, ..., COUNT - 1 as constants.
+template <int64_t... I, class F>
+inline void each(std::integer_sequence<int64_t, I...>, F f) {
+    (f(std::integral_constant<int64_t, I>{}), ...);
+}
+template <int64_t COUNT, class F>
+inline void each(F f) {
+    each(std::make_integer_sequence<int64_t, COUNT>{}, f);
 }
 
-// Of the outputs.
-struct Shape {
-    int64_t batch, height, width, padding;
-    Shape input() const { return {batch, height + 2 - 2 * padding, width + 2 - 2 * padding, 0}; }
+constexpr double power(double p, int64_t k) { return k == 0 ? 1 : p * power(p, k - 1); }
+
+// The transforms of a line of N inputs with R taps to M outputs: polynomials at 0, +-p for one p or two, and infinity.
+// A transform is from and to vectors that lie s and r apart.
+template <int64_t N_, int64_t R_>
+struct Line {
+    static constexpr int64_t N = N_, R = R_, M = N - R + 1, PAIRS = N / 2 - 1;
+    // Roots of 1/2 and 2 round less than small integers do.
+    static constexpr double POINTS[2] = {N == 4 ? 1 : 0.70710678118654752, 1.41421356237309505};
+    // Of a polynomial that is 1 at p and 0 at the other finite points, the factor that `input` leaves out.
+    static constexpr double FACTORS[2] = {N == 4 ? 1. / 2 : -2. / 3, 1. / 6};
+
+    static inline void input(const vec* d, int64_t s, vec* to, int64_t r) {  // B^T d
+        if constexpr (N == 1) {
+            to[0] = d[0];
+        } else if constexpr (N == 4) {
+            to[0] = d[0] - d[2 * s];
+            to[r] = d[2 * s] + d[s];
+            to[2 * r] = d[2 * s] - d[s];
+            to[3 * r] = d[3 * s] - d[s];
+        } else {
+            constexpr float a = POINTS[0], b = POINTS[1];
+            const vec even_a = d[4 * s] - 2.f * d[2 * s], odd_a = a * d[3 * s] - b * d[s];
+            const vec even_b = d[4 * s] - 0.5f * d[2 * s], odd_b = b * d[3 * s] - a * d[s];
+            to[0] = d[0] + d[4 * s] - 2.5f * d[2 * s];
+            to[r] = even_a + odd_a;
+            to[2 * r] = even_a - odd_a;
+            to[3 * r] = even_b + odd_b;
+            to[4 * r] = even_b - odd_b;
+            to[5 * r] = d[s] + d[5 * s] - 2.5f * d[3 * s];
+        }
+    }
+    static inline void output(const vec* m, int64_t s, vec* to, int64_t r) { collect<M, false>(m, s, to, r); }  // A^T m
+    static inline void gradient(const vec* g, int64_t s, vec* to, int64_t r) { spread<M, false>(g, s, to, r); }  // A g
+    static inline void weight(const vec* w, int64_t s, vec* to, int64_t r) { spread<R, true>(w, s, to, r); }  // G w
+    static inline void weight_gradient(const vec* u, int64_t s, vec* to, int64_t r) {  // G^T u
+        collect<R, true>(u, s, to, r);
+    }
+
+   private:
+    template <bool scaled>
+    static constexpr float coefficient(int64_t pair, int64_t k) {
+        return float(power(POINTS[pair], k) * (scaled ? FACTORS[pair] : 1));
+    }
+
+    // Values of the polynomial with COUNT coefficients.
+    template <int64_t COUNT, bool scaled>
+    static inline void spread(const vec* from, int64_t s, vec* to, int64_t r) {
+        to[0] = from[0];
+        if constexpr (N > 1) {
+            each<PAIRS>([&](auto pair) {
+                vec even = coefficient<scaled>(pair, 0) * from[0], odd = {};
+                each<COUNT - 1>([&](auto i) {
+                    constexpr int64_t k = decltype(i)::value + 1;
+                    constexpr float factor = coefficient<scaled>(decltype(pair)::value, k);
+                    (k % 2 ? odd : even) += factor * from[k * s];
+                });
+                to[(2 * pair + 1) * r] = even + odd;
+                to[(2 * pair + 2) * r] = even - odd;
+            });
+            to[(N - 1) * r] = from[(COUNT - 1) * s];
+        }
+    }
+
+    // The transpose of that.
+    template <int64_t COUNT, bool scaled>
+    static inline void collect(const vec* from, int64_t s, vec* to, int64_t r) {
+        each<COUNT>([&](auto i) {
+            constexpr int64_t k = decltype(i)::value;
+            vec sum = k == 0 ? from[0] : vec{};
+            if constexpr (N > 1) {
+                each<PAIRS>([&](auto pair) {
+                    constexpr float factor = coefficient<scaled>(decltype(pair)::value, k);
+                    const vec plus = from[(2 * pair + 1) * s], minus = from[(2 * pair + 2) * s];
+                    sum += factor * (k % 2 ? plus - minus : plus + minus);
+                });
+                if (k == COUNT - 1) sum += from[(N - 1) * s];
+            }
+            to[k * r] = sum;
+        });
+    }
+};
+
+// A kernel of H x W taps, in pieces of Y::R x X::R, each filtered by the lines Y along the height and X along the width.
+template <int64_t H_, int64_t W_, class Y_, class X_>
+struct Kernel {
+    using Y = Y_;
+    using X = X_;
+    static constexpr int64_t H = H_, W = W_, POINTS = Y::N * X::N, OUTPUTS = Y::M * X::M, TAPS = Y::R * X::R;
+    static constexpr int64_t COLUMNS = (W + X::R - 1) / X::R, PIECES = (H + Y::R - 1) / Y::R * COLUMNS;
+    static int64_t y(int64_t piece) { return piece / COLUMNS * Y::R; }
+    static int64_t x(int64_t piece) { return piece % COLUMNS * X::R; }
+    // Number of a piece's tap among those of the kernel, -1 if it lies beyond.
+    static int64_t tap(int64_t piece, int64_t i) {
+        const int64_t row = y(piece) + i / X::R, column = x(piece) + i % X::R;
+        return row < H && column < W ? row * W + column : -1;
+    }
+};
+
+template <int64_t M>
+using Square = Kernel<3, 3, Line<M + 2, 3>, Line<M + 2, 3>>;
+
+// Both transforms of a plane, (A, B) to (C, D).
+template <int64_t A, int64_t B, int64_t C, int64_t D, class Vertical, class Horizontal>
+inline void plane(Vertical vertical, Horizontal horizontal, const vec* from, vec* to) {
+    vec half[C * B];
+#pragma GCC unroll 6
+    for (int64_t j = 0; j < B; j++) vertical(from + j, B, half + j, B);
+#pragma GCC unroll 6
+    for (int64_t i = 0; i < C; i++) horizontal(half + i * B, 1, to + i * D, 1);
+}
+
+struct Image {
+    int64_t height, width;
     int64_t pixel(int64_t image, int64_t y, int64_t x) const { return (image * height + y) * width + x; }
-    // Where the pixels of a square of side N are, from (y, x) on; zeros outside the image.
-    template <int64_t N, class T>
+    // Where the pixels of a rectangle are, from (y, x) on; zeros outside the image.
+    template <int64_t ROWS, int64_t COLUMNS, class T>
     void around(const T* images, const T* zeros, int64_t image, int64_t y, int64_t x, int64_t channels,
                 const T** to) const {
         const T* corner = images + pixel(image, y, x) * channels;
-        const bool within = y >= 0 && x >= 0 && y + N <= height && x + N <= width;
-        for (int64_t i = 0; i < N; i++)
-            for (int64_t j = 0; j < N; j++)
-                to[i * N + j] = within || (uint64_t(y + i) < uint64_t(height) && uint64_t(x + j) < uint64_t(width))
-                                    ? corner + (i * width + j) * channels
-                                    : zeros;
+        const bool within = y >= 0 && x >= 0 && y + ROWS <= height && x + COLUMNS <= width;
+        for (int64_t i = 0; i < ROWS; i++)
+            for (int64_t j = 0; j < COLUMNS; j++)
+                to[i * COLUMNS + j] =
+                    within || (uint64_t(y + i) < uint64_t(height) && uint64_t(x + j) < uint64_t(width))
+                        ? corner + (i * width + j) * channels
+                        : zeros;
+    }
+};
+
+// A batch: its outputs, and what pads the inputs.
+struct Shape {
+    int64_t batch, height, width, pad_y, pad_x;
+    Image outputs() const { return {height, width}; }
+    template <class K>
+    Image inputs() const {
+        return {height + K::H - 1 - 2 * pad_y, width + K::W - 1 - 2 * pad_x};
     }
 };
 
 // The tiles of a batch, counted through.
-template <int64_t M>
+template <class K>
 struct Tiles {
     int64_t rows, columns, all;
-    explicit Tiles(Shape n) : rows((n.height + M - 1) / M), columns((n.width + M - 1) / M) {
+    explicit Tiles(Shape n) : rows((n.height + K::Y::M - 1) / K::Y::M), columns((n.width + K::X::M - 1) / K::X::M) {
         all = n.batch * rows * columns;
     }
     int64_t image(int64_t tile) const { return tile / columns / rows; }
-    int64_t y(int64_t tile) const { return tile / columns % rows * M; }
-    int64_t x(int64_t tile) const { return tile % columns * M; }
+    int64_t y(int64_t tile) const { return tile / columns % rows * K::Y::M; }
+    int64_t x(int64_t tile) const { return tile % columns * K::X::M; }
 };
 
-// B^T d B of the inputs of each tile, to v (N^2, tiles, stride).
-template <int64_t M, class T>
-void transform_input(const T* x, const T* zeros, Shape n, int64_t channels, int64_t first, int64_t count,
-                     float* v, int64_t stride, int64_t point) {
-    constexpr int64_t N = M + 2;
-    const Shape in = n.input();
-    const Tiles<M> tiles(n);
-    for (int64_t t = 0; t < count; t++) {
-        const int64_t tile = first + t, y_0 = tiles.y(tile) - n.padding, x_0 = tiles.x(tile) - n.padding;
-        const T* pixels[N * N];
-        in.around<N>(x, zeros, tiles.image(tile), y_0, x_0, channels, pixels);
-        for (int64_t c = 0; c < channels; c += LANES) {
-            vec d[N * N], found[N * N];
+// B^T d B of the inputs of each tile and piece, to v (points, tiles, stride): a row holds the channels of each piece.
+template <class K, class T>
+void transform_input(const T* x, const T* zeros, Shape n, int64_t channels, int64_t first, int64_t count, float* v,
+                     int64_t stride, int64_t point) {
+    constexpr int64_t rows = K::Y::N, columns = K::X::N;
+    const Image in = n.inputs<K>();
+    const Tiles<K> tiles(n);
+    for (int64_t t = 0; t < count; t++)
+        for (int64_t piece = 0; piece < K::PIECES; piece++) {
+            const int64_t tile = first + t, image = tiles.image(tile);
+            const int64_t y_0 = tiles.y(tile) + K::y(piece) - n.pad_y, x_0 = tiles.x(tile) + K::x(piece) - n.pad_x;
+            const T* pixels[K::POINTS];
+            in.around<rows, columns>(x, zeros, image, y_0, x_0, channels, pixels);
+            for (int64_t c = 0; c < channels; c += LANES) {
+                vec d[K::POINTS], found[K::POINTS];
 #pragma GCC unroll 36
-            for (int64_t i = 0; i < N * N; i++) d[i] = at(pixels[i] + c);
-            square<N, N>(Line<M>::input, d, found);
-            float* to = v + t * stride + c;
+                for (int64_t i = 0; i < K::POINTS; i++) d[i] = at(pixels[i] + c);
+                plane<rows, columns, rows, columns>(K::Y::input, K::X::input, d, found);
+                float* to = v + t * stride + piece * channels + c;
 #pragma GCC unroll 36
-            for (int64_t i = 0; i < N * N; i++) at(to + i * point) = found[i];
+                for (int64_t i = 0; i < K::POINTS; i++) at(to + i * point) = found[i];
+            }
         }
-    }
 }
 
-// A^T m A + bias of each tile, from m (N^2, tiles, stride).
-template <int64_t M, class T, class W>
+// A^T m A + bias of each tile, from m (points, tiles, stride), at least 0 if it is rectified.
+template <class K, class T, class W>
 void transform_output(const float* m, const W* bias, Shape n, int64_t channels, int64_t first, int64_t count, T* y,
-                      int64_t stride, int64_t point) {
-    constexpr int64_t N = M + 2;
-    const Tiles<M> tiles(n);
+                      int64_t stride, int64_t point, bool rectified) {
+    const Tiles<K> tiles(n);
     for (int64_t t = 0; t < count; t++) {
         const int64_t tile = first + t, y_0 = tiles.y(tile), x_0 = tiles.x(tile);
-        const int64_t rows = std::min(M, n.height - y_0), columns = std::min(M, n.width - x_0);
-        T* corner = y + n.pixel(tiles.image(tile), y_0, x_0) * channels;
+        const int64_t rows = std::min(K::Y::M, n.height - y_0), columns = std::min(K::X::M, n.width - x_0);
+        T* corner = y + n.outputs().pixel(tiles.image(tile), y_0, x_0) * channels;
         for (int64_t c = 0; c < channels; c += LANES) {
-            vec d[N * N], found[M * M];
+            vec d[K::POINTS], found[K::OUTPUTS];
             const float* from = m + t * stride + c;
 #pragma GCC unroll 36
-            for (int64_t i = 0; i < N * N; i++) d[i] = at(from + i * point);
-            square<N, M>(Line<M>::output, d, found);
+            for (int64_t i = 0; i < K::POINTS; i++) d[i] = at(from + i * point);
+            plane<K::Y::N, K::X::N, K::Y::M, K::X::M>(K::Y::output, K::X::output, d, found);
             const vec start = bias ? at(bias + c) : vec{};
 #pragma GCC unroll 4
-            for (int64_t i = 0; i < M; i++)
+            for (int64_t i = 0; i < K::Y::M; i++)
 #pragma GCC unroll 4
-                for (int64_t j = 0; j < M; j++)
-                    if (i < rows && j < columns)
-                        put(corner + (i * n.width + j) * channels + c, found[i * M + j] + start);
+                for (int64_t j = 0; j < K::X::M; j++)
+                    if (i < rows && j < columns) {
+                        const vec value = found[i * K::X::M + j] + start;
+                        put(corner + (i * n.width + j) * channels + c, rectified && value < 0 ? vec{} : value);
+                    }
         }
     }
 }
 
-// A dy A^T of the gradients of each tile, to g (N^2, tiles, stride); their sum is added to d_bias.
-template <int64_t M, class T>
-void transform_gradient(const T* dy, const T* zeros, Shape n, int64_t channels, int64_t first, int64_t count,
-                        float* g, int64_t stride, int64_t point, float* d_bias) {
-    constexpr int64_t N = M + 2;
-    const Tiles<M> tiles(n);
+// A dy A^T of the gradients of each tile, to g (points, tiles, stride); their sum is added to d_bias.
+template <class K, class T>
+void transform_gradient(const T* dy, const T* zeros, Shape n, int64_t channels, int64_t first, int64_t count, float* g,
+                        int64_t stride, int64_t point, float* d_bias) {
+    const Tiles<K> tiles(n);
     for (int64_t t = 0; t < count; t++) {
-        const int64_t tile = first + t, y_0 = tiles.y(tile), x_0 = tiles.x(tile);
-        const T* pixels[M * M];
-        n.around<M>(dy, zeros, tiles.image(tile), y_0, x_0, channels, pixels);
+        const int64_t tile = first + t;
+        const T* pixels[K::OUTPUTS];
+        n.outputs().around<K::Y::M, K::X::M>(dy, zeros, tiles.image(tile), tiles.y(tile), tiles.x(tile), channels,
+                                             pixels);
         for (int64_t c = 0; c < channels; c += LANES) {
-            vec d[M * M], found[N * N], sum = at(d_bias + c);
+            vec d[K::OUTPUTS], found[K::POINTS], sum = at(d_bias + c);
 #pragma GCC unroll 16
-            for (int64_t i = 0; i < M * M; i++) sum += d[i] = at(pixels[i] + c);
+            for (int64_t i = 0; i < K::OUTPUTS; i++) sum += d[i] = at(pixels[i] + c);
             at(d_bias + c) = sum;
-            square<M, N>(Line<M>::gradient, d, found);
+            plane<K::Y::M, K::X::M, K::Y::N, K::X::N>(K::Y::gradient, K::X::gradient, d, found);
             float* to = g + t * stride + c;
 #pragma GCC unroll 36
-            for (int64_t i = 0; i < N * N; i++) at(to + i * point) = found[i];
+            for (int64_t i = 0; i < K::POINTS; i++) at(to + i * point) = found[i];
         }
     }
 }
 
-// The matrices of the convolution, u (N^2, out / COLUMNS, in, COLUMNS), or, transposed, those of its derivative by the
-// image, (N^2, in / COLUMNS, out, COLUMNS), of kernels turned by half. A thread calls it for its share of the panels.
-template <int64_t M, class W>
+// The matrices of the convolution, u (points, out / COLUMNS, pieces x in, COLUMNS), or, transposed, those of its
+// derivative by the image, (points, in / COLUMNS, pieces x out, COLUMNS), of kernels turned by half. A thread calls it
+// for its share of the panels.
+template <class K, class W>
 void weights(const W* weight, int64_t in, int64_t out, bool transposed, float* u, int64_t point, int64_t panel) {
-    constexpr int64_t N = M + 2;
-    const int64_t depth = transposed ? out : in, columns = transposed ? in : out;
-    const int64_t begin = panel * COLUMNS;
+    constexpr int64_t all = K::H * K::W;
+    const int64_t rows = transposed ? out : in, columns = transposed ? in : out, depth = K::PIECES * rows;
+    const int64_t begin = panel * COLUMNS, end = std::min(begin + COLUMNS, columns);
     float* base = u + begin * depth;
-    if (begin + COLUMNS > columns)
-        for (int64_t i = 0; i < N * N; i++) std::memset(base + i * point, 0, 4 * COLUMNS * depth);
-    const int64_t end = std::min(begin + COLUMNS, columns);
-    vec w[9], found[N * N];
+    if (end < begin + COLUMNS)
+        for (int64_t i = 0; i < K::POINTS; i++) std::memset(base + i * point, 0, 4 * COLUMNS * depth);
+    // The kernels that lie at w, the taps `apart`, to the row and the columns from k on.
+    const auto filtered = [&](const auto* w, int64_t apart, int64_t row, int64_t k) {
+        for (int64_t piece = 0; piece < K::PIECES; piece++) {
+            vec taps[K::TAPS], found[K::POINTS];
+            for (int64_t i = 0; i < K::TAPS; i++) {
+                const int64_t tap = K::tap(piece, i);
+                taps[i] = tap < 0 ? vec{} : at(w + (transposed ? all - 1 - tap : tap) * apart);
+            }
+            plane<K::Y::R, K::X::R, K::Y::N, K::X::N>(K::Y::weight, K::X::weight, taps, found);
+            float* to = base + (piece * rows + row) * COLUMNS + k - begin;
+            for (int64_t i = 0; i < K::POINTS; i++) at(to + i * point) = found[i];
+        }
+    };
     if (transposed) {
         for (int64_t k = 0; k < out; k++)
-            for (int64_t c = begin; c < end; c += LANES) {
-                for (int64_t i = 0; i < 9; i++) w[8 - i] = at(weight + (k * 9 + i) * in + c);
-                square<3, N>(Line<M>::weight, w, found);
-                for (int64_t i = 0; i < N * N; i++) at(base + i * point + k * COLUMNS + c - begin) = found[i];
-            }
+            for (int64_t c = begin; c < end; c += LANES) filtered(weight + k * all * in + c, in, k, c);
         return;
     }
-    float block[LANES * 9 * COLUMNS] = {};  // (channels in, 9, channels out)
+    float block[LANES * all * COLUMNS] = {};  // (channels in, taps, channels out)
     for (int64_t c = 0; c < in; c += LANES) {
         for (int64_t k = begin; k < end; k++)
-            for (int64_t i = 0; i < 9; i++) {
-                const vec found = at(weight + (k * 9 + i) * in + c);
-                for (int64_t l = 0; l < LANES; l++) block[(l * 9 + i) * COLUMNS + k - begin] = found[l];
+            for (int64_t i = 0; i < all; i++) {
+                const vec found = at(weight + (k * all + i) * in + c);
+                for (int64_t l = 0; l < LANES; l++) block[(l * all + i) * COLUMNS + k - begin] = found[l];
             }
         for (int64_t l = 0; l < LANES; l++)
-            for (int64_t k = 0; k < end - begin; k += LANES) {
-                for (int64_t i = 0; i < 9; i++) w[i] = at((const float*)block + (l * 9 + i) * COLUMNS + k);
-                square<3, N>(Line<M>::weight, w, found);
-                for (int64_t i = 0; i < N * N; i++) at(base + i * point + (c + l) * COLUMNS + k) = found[i];
-            }
+            for (int64_t k = begin; k < end; k += LANES)
+                filtered((const float*)block + l * all * COLUMNS + k - begin, COLUMNS, c + l, k);
     }
 }
 
-template <int64_t M, class T, class W>
+template <class K, class T, class W>
 void convolution(const void* x, const void* weight, const void* bias, void* y, Shape n, int64_t in, int64_t out,
-                 bool transposed) {
-    constexpr int64_t POINTS = (M + 2) * (M + 2);
-    const int64_t depth = transposed ? out : in, columns = transposed ? in : out;
-    const int64_t padded = up(columns, COLUMNS), panels = padded / COLUMNS, total = Tiles<M>(n).all;
+                 bool transposed, bool rectified) {
+    const int64_t rows = transposed ? out : in, columns = transposed ? in : out, depth = K::PIECES * rows;
+    const int64_t padded = up(columns, COLUMNS), panels = padded / COLUMNS, total = Tiles<K>(n).all;
     const int64_t u_point = padded * depth + LANES;
-    float* u = shared.of(POINTS * u_point + depth);
-    const T* zeros = (T*)std::memset(u + POINTS * u_point, 0, 4 * depth);
+    float* u = shared.of(K::POINTS * u_point + rows);
+    const T* zeros = (T*)std::memset(u + K::POINTS * u_point, 0, 4 * rows);
     // Few tiles stay in the cache; matrices too large for it are read less often for many.
-    const int64_t near = std::max(CACHE / (POINTS * (depth + padded)), depth * padded / 4096);
+    const int64_t near = std::max(CACHE / (K::POINTS * (depth + padded)), depth * padded / 4096);
     const int64_t fair = up((total + omp_get_max_threads() - 1) / omp_get_max_threads(), ROWS);
     const int64_t count = std::min(fair, std::clamp<int64_t>(near / ROWS * ROWS, ROWS, 256));
     const int64_t blocks = (total + count - 1) / count;
     const int64_t v_point = count * depth + LANES, m_point = count * padded + LANES;
 #pragma omp parallel
     {
-        float* v = own.of(POINTS * (v_point + m_point));
-        float* m = v + POINTS * v_point;
+        float* v = own.of(K::POINTS * (v_point + m_point));
+        float* m = v + K::POINTS * v_point;
 #pragma omp for schedule(static)
-        for (int64_t panel = 0; panel < panels; panel++) weights<M>((const W*)weight, in, out, transposed, u, u_point, panel);
+        for (int64_t panel = 0; panel < panels; panel++)
+            weights<K>((const W*)weight, in, out, transposed, u, u_point, panel);
 #pragma omp for schedule(static)
         for (int64_t block = 0; block < blocks; block++) {
             const int64_t first = block * count, tiles = std::min(count, total - first);
-            transform_input<M>((const T*)x, zeros, n, depth, first, tiles, v, depth, v_point);
-            for (int64_t i = 0; i < POINTS; i++)
+            transform_input<K>((const T*)x, zeros, n, rows, first, tiles, v, depth, v_point);
+            for (int64_t i = 0; i < K::POINTS; i++)
                 for (int64_t panel = 0; panel < panels; panel++)
                     for (int64_t t = 0; t < tiles; t += ROWS)
                         product<false>(v + i * v_point + t * depth, depth, 1, u + i * u_point + panel * COLUMNS * depth,
                                        COLUMNS, m + i * m_point + t * padded + panel * COLUMNS, padded, depth);
-            transform_output<M>(m, (const W*)bias, n, columns, first, tiles, (T*)y, padded, m_point);
+            transform_output<K>(m, (const W*)bias, n, columns, first, tiles, (T*)y, padded, m_point,
+                                rectified);
         }
     }
 }
 
-template <int64_t M, class T>
+template <class K, class T>
 void weight_gradient(const void* x, const void* dy, float* d_weight, float* d_bias, Shape n, int64_t in,
                      int64_t out) {
-    constexpr int64_t POINTS = (M + 2) * (M + 2);
-    const int64_t padded = up(in, COLUMNS), total = Tiles<M>(n).all, threads = omp_get_max_threads();
+    static_assert(K::PIECES == 1);
+    const int64_t padded = up(in, COLUMNS), total = Tiles<K>(n).all, threads = omp_get_max_threads();
     const int64_t v_row = padded + LANES, g_row = out + LANES;
     const int64_t u_point = out * padded + LANES;
-    const int64_t each = POINTS * u_point + out;  // of a thread: transformed gradients, and those of the bias
+    const int64_t each = K::POINTS * u_point + out;  // of a thread: transformed gradients, and those of the bias
     float* sums = shared.of(threads * each + std::max(in, out));
     const T* zeros = (T*)std::memset(sums + threads * each, 0, 4 * std::max(in, out));
     const int64_t fair = (total + threads - 1) / threads;
@@ -385,67 +429,83 @@ void weight_gradient(const void* x, const void* dy, float* d_weight, float* d_bi
     {
         float* u = sums + omp_get_thread_num() * each;
         auto sum = product<false>;
-        std::memset(u + POINTS * u_point, 0, 4 * out);
-        float* v = own.of(POINTS * (v_point + g_point));
-        float* g = v + POINTS * v_point;
-        if (padded > in) std::memset(v, 0, 4 * POINTS * v_point);
+        std::memset(u + K::POINTS * u_point, 0, 4 * out);
+        float* v = own.of(K::POINTS * (v_point + g_point));
+        float* g = v + K::POINTS * v_point;
+        if (padded > in) std::memset(v, 0, 4 * K::POINTS * v_point);
 #pragma omp for schedule(static) nowait
         for (int64_t block = 0; block < blocks; block++) {
             const int64_t first = block * count, tiles = std::min(count, total - first);
-            transform_input<M>((const T*)x, zeros, n, in, first, tiles, v, v_row, v_point);
-            transform_gradient<M>((const T*)dy, zeros, n, out, first, tiles, g, g_row, g_point, u + POINTS * u_point);
-            for (int64_t i = 0; i < POINTS; i++)
+            transform_input<K>((const T*)x, zeros, n, in, first, tiles, v, v_row, v_point);
+            transform_gradient<K>((const T*)dy, zeros, n, out, first, tiles, g, g_row, g_point, u + K::POINTS * u_point);
+            for (int64_t i = 0; i < K::POINTS; i++)
                 for (int64_t c = 0; c < padded; c += COLUMNS)
                     for (int64_t k = 0; k < out; k += ROWS)
                         sum(g + i * g_point + k, 1, g_row, v + i * v_point + c, v_row,
                             u + i * u_point + k * padded + c, padded, tiles);
             sum = product<true>;
         }
-        if (sum == product<false>) std::memset(u, 0, 4 * POINTS * u_point);  // of a thread without tiles
+        if (sum == product<false>) std::memset(u, 0, 4 * K::POINTS * u_point);  // of a thread without tiles
 #pragma omp barrier
         const int64_t team = omp_get_num_threads();
 #pragma omp for schedule(static)
         for (int64_t k = 0; k < out; k++) {
             float bias = 0;
-            for (int64_t s = 0; s < team; s++) bias += sums[s * each + POINTS * u_point + k];
+            for (int64_t s = 0; s < team; s++) bias += sums[s * each + K::POINTS * u_point + k];
             d_bias[k] = bias;
             for (int64_t c = 0; c < in; c += LANES) {
-                vec sum[POINTS] = {}, found[9];
+                vec total[K::POINTS] = {}, found[K::TAPS];
                 for (int64_t s = 0; s < team; s++)
-                    for (int64_t i = 0; i < POINTS; i++)
-                        sum[i] += at((const float*)sums + s * each + i * u_point + k * padded + c);
-                square<M + 2, 3>(Line<M>::weight_gradient, sum, found);
-                for (int64_t i = 0; i < 9; i++) at(d_weight + (k * 9 + i) * in + c) = found[i];
+                    for (int64_t i = 0; i < K::POINTS; i++)
+                        total[i] += at((const float*)sums + s * each + i * u_point + k * padded + c);
+                plane<K::Y::N, K::X::N, K::Y::R, K::X::R>(K::Y::weight_gradient, K::X::weight_gradient, total, found);
+                for (int64_t i = 0; i < K::TAPS; i++) at(d_weight + (k * K::TAPS + i) * in + c) = found[i];
             }
         }
     }
+}
+
+// Of kernels that only float32 pays for.
+auto others(int64_t H, int64_t W) {
+    using None = Line<1, 1>;
+    if (H == 5) return convolution<Kernel<5, 5, Line<6, 5>, Line<6, 5>>, float, float>;
+    if (W == 7) return convolution<Kernel<1, 7, None, Line<6, 4>>, float, float>;
+    if (H == 7) return convolution<Kernel<7, 1, Line<6, 4>, None>, float, float>;
+    if (W == 3) return convolution<Kernel<1, 3, None, Line<6, 3>>, float, float>;
+    return convolution<Kernel<3, 1, Line<6, 3>, None>, float, float>;
 }
 
 }  // namespace
 
 extern "C" {
 
-// y = the convolution of x; or, transposed, of y's gradient given as x, the gradient of x. M is 2 or 4; images, and weights
-// and bias, are in bfloat16 or in float32.
-void winograd(int64_t M, bool half_images, bool half_weights, const void* x, const void* weight, const void* bias, void* y,
-              int64_t batch, int64_t height, int64_t width, int64_t in, int64_t out, int64_t padding, bool transposed) {
+// y = the convolution of x, at least 0 if it is rectified; or, transposed, of y's gradient given as x, the gradient of x.
+// Tiles are of M outputs along axes of several taps: kernels of 3x3 with M = 4 or 2, for images, and for weights and bias, in bfloat16 or float32;
+// and in float32 alone 5x5 with M = 2, 1x7 and 7x1 with M = 3, 1x3 and 3x1 with M = 4.
+void winograd(int64_t H, int64_t W, int64_t M, bool half_images, bool half_weights, const void* x, const void* weight,
+              const void* bias, void* y, int64_t batch, int64_t height, int64_t width, int64_t in, int64_t out,
+              int64_t pad_y, int64_t pad_x, bool transposed, bool rectified) {
+    const auto with = [&](auto run) {
+        run(x, weight, bias, y, {batch, height, width, pad_y, pad_x}, in, out, transposed, rectified);
+    };
+    if (H != 3 || W != 3) return with(others(H, W));
     const auto of = [&](auto image, auto number) {
         using T = decltype(image);
-        using W = decltype(number);
-        auto run = M == 4 ? convolution<4, T, W> : convolution<2, T, W>;
-        run(x, weight, bias, y, {batch, height, width, padding}, in, out, transposed);
+        using N = decltype(number);
+        with(M == 4 ? convolution<Square<4>, T, N> : convolution<Square<2>, T, N>);
     };
     const auto of_images = [&](auto number) { half_images ? of(bfloat16{}, number) : of(float{}, number); };
     half_weights ? of_images(bfloat16{}) : of_images(float{});
 }
 
-// The gradients of the weights and of the bias, in float32.
+// The gradients of the weights and of the bias of kernels of 3x3, in float32.
 void winograd_weight(int64_t M, bool half_images, const void* x, const void* dy, float* d_weight, float* d_bias,
-                     int64_t batch, int64_t height, int64_t width, int64_t in, int64_t out, int64_t padding) {
+                     int64_t batch, int64_t height, int64_t width, int64_t in, int64_t out, int64_t pad_y,
+                     int64_t pad_x) {
     const auto of = [&](auto image) {
         using T = decltype(image);
-        auto run = M == 4 ? weight_gradient<4, T> : weight_gradient<2, T>;
-        run(x, dy, d_weight, d_bias, {batch, height, width, padding}, in, out);
+        auto run = M == 4 ? weight_gradient<Square<4>, T> : weight_gradient<Square<2>, T>;
+        run(x, dy, d_weight, d_bias, {batch, height, width, pad_y, pad_x}, in, out);
     };
     half_images ? of(bfloat16{}) : of(float{});
 }
