@@ -2,7 +2,7 @@
 
 Every comparison is interleaved in one process, on the same batch; the table gives medians and ratios. `diffusers` is
 the same architecture with the same number of parameters; `lucidrains` (denoising-diffusion-pytorch) is another of about
-its size. Only ratios mean something: the machine drifts.
+its size. Freed memory is kept for all of them (`ddpm.allocator`). Only ratios mean something: the machine drifts.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from diffusers.training_utils import EMAModel
 from ema_pytorch import EMA as PytorchEMA
 from torch import Tensor, nn
 
-from ddpm import speed
+from ddpm import allocator, speed
 from ddpm.data.batches import TrainBatches
 from ddpm.data.fashion_mnist import FashionMNIST
 from ddpm.data.scaling import to_unit
@@ -242,7 +242,8 @@ def commands() -> dict[str, Any]:
 PEAK = """
 import sys
 sys.path.insert(0, {folder!r})
-from speed import CASES, networks, ours, training_step
+from speed import CASES, allocator, networks, ours, training_step
+allocator.keep_memory()
 case = CASES[{number}]
 run = training_step({name!r}, networks(case).get({name!r}) or ours(case), case, {half})
 for _ in range(3):
@@ -334,15 +335,14 @@ def main() -> None:
     options = parser.parse_args()
     out = options.out
     torch.manual_seed(0)
+    allocator.keep_memory()
     import diffusers
 
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.split(":")[1].strip() for line in lines if "model name" in line]
-    kept = "kept" if "MALLOC_TRIM_THRESHOLD_" in os.environ else "returned"
     parts: dict[str, Callable[[], Any]] = {
         "machine": lambda: (
-            f"{os.cpu_count()} cores of {names[0]}, torch {torch.__version__}, "
-            f"diffusers {diffusers.__version__}, memory {kept} by the allocator."
+            f"{os.cpu_count()} cores of {names[0]}, torch {torch.__version__}, diffusers {diffusers.__version__}."
         ),
         "conv_peak_gflops": conv_peak,
         "training": lambda: {case.name: training(case) for case in CASES},

@@ -33,7 +33,7 @@ from ema_pytorch import EMA
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from ddpm import checkpoint, plots, speed
+from ddpm import allocator, checkpoint, plots, speed
 from ddpm.data.batches import TrainBatches
 from ddpm.data.fashion_mnist import FashionMNIST
 from ddpm.data.scaling import to_unit
@@ -253,6 +253,7 @@ def main() -> None:
     parser.add_argument("--nll-images", type=int, default=1000, help="test images of bits/dim")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
+    allocator.keep_memory()
 
     rate = rates(options.work)
     models = {name: trained(name, options.minutes, rate[name], options.work) for name in options.packages}

@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ddpm import processes
+from ddpm import allocator, processes
 
 EXPLAINED = (ValueError, OSError, OmegaConfBaseException, HydraException)
 """Errors that their message explains."""
@@ -33,6 +33,7 @@ def start(entry: str, main: Callable[[], None]) -> None:
     """
     os.environ[FULL] = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises errors instead of printing them
+    allocator.keep_memory()
     try:
         processes.start(entry, main)
     except EXPLAINED as error:

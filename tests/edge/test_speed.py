@@ -54,6 +54,18 @@ def test_auto_samples_in_bfloat16_and_returns_float32(diffusion, fast):
     assert 0 < (mine - theirs).norm() / theirs.norm() < 0.03
 
 
+def test_bfloat16_rounds_a_copy_of_the_weights_once(diffusion, fast):
+    network, t = diffusion.network, torch.tensor([1, 10, 20])
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    copied = speed.sampling(diffusion, "auto").network
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    layers = [part for part in copied.modules() if isinstance(part, torch.nn.Conv2d | torch.nn.Linear)]
+    assert {part.weight.dtype for part in layers} == {torch.bfloat16}
+    x = torch.randn(3, 1, 8, 8)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(copied(x, t), network(x, t).float())
+
+
 def test_training_in_bfloat16_keeps_weights_and_averages_in_float32(train, tmp_path, fast):
     run = train(tmp_path, "speed=auto", "trainer.max_steps=2")
     assert run.trainer.precision == "bf16-mixed"

@@ -2,8 +2,16 @@ import pytest
 import torch
 from torch import nn
 
+from ddpm.diffusion import Diffusion
+from ddpm.elbo import bound
 from ddpm.network.layers import Attention
 from ddpm.network.unet import UNet
+from ddpm.parameterization.eps import Eps
+from ddpm.process import Process
+from ddpm.sampler.ancestral import Ancestral
+from ddpm.schedule.linear import Linear
+from ddpm.tables import same
+from ddpm.variance.fixed_small import FixedSmall
 
 
 def small(**options):
@@ -108,3 +116,39 @@ def test_recomputing_changes_no_gradient_and_keeps_less(layout):
     for mine, theirs in zip(recomputed, plain, strict=True):
         assert torch.equal(mine, theirs)
     assert little < 0.3 * much
+
+
+@pytest.mark.parametrize("classes", [0, 3])
+def test_one_time_of_a_batch_is_embedded_once_and_is_the_same(classes):
+    torch.manual_seed(0)
+    network = UNet(8, 1, 1, 8, (1, 2), 1, (4,), 0.0, 4, classes=classes).double()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    process = Process(Linear(T=20).beta())
+    model = Diffusion(network.eval(), process, Eps(), FixedSmall())
+    model = model.given(torch.tensor([0, 2, 3])) if classes else model
+    seen = []
+    network.time.register_forward_pre_hook(lambda module, inputs: seen.append(tuple(inputs[0].shape)))
+    x = torch.randn(3, 1, 8, 8, dtype=torch.float64)
+    each = model.p(x, torch.full((3,), 7), clip=True)
+    shared = model.p(x, same(7, x), clip=True)
+    assert seen == [(3,), (1,)]
+    for mine, theirs in zip(shared, each, strict=True):
+        assert torch.allclose(mine, theirs, rtol=1e-12)
+    gradient = [
+        torch.autograd.grad(model.predict(x, t).y.sum(), network.time.first.weight)[0]
+        for t in (same(7, x), torch.full((3,), 7))
+    ]
+    assert torch.allclose(*gradient, rtol=1e-10)
+
+
+def test_samplers_and_the_bound_embed_one_time_for_a_batch():
+    torch.manual_seed(0)
+    network = UNet(8, 1, 1, 8, (1, 2), 1, (4,), 0.0, 4).eval()
+    model = Diffusion(network, Process(Linear(T=20).beta()), Eps(), FixedSmall(), 17)
+    seen = []
+    network.time.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    with torch.inference_mode():
+        Ancestral(3).sample(model, lambda step: torch.randn(5, 1, 8, 8))
+        bound(model, torch.zeros(5, 1, 8, 8), lambda step: torch.randn(5, 1, 8, 8))
+    assert seen == [1] * (3 + 20)

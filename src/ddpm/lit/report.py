@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,6 @@ from ddpm.data.datamodule import DataModule
 from ddpm.files import written
 from ddpm.lit.module import DDPM
 from ddpm.run_folder import LAST, METRICS, RESULTS, comparable
-
-ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_", "LD_PRELOAD"}
-"""Variables of the environment that show that the allocator was chosen."""
 
 
 def _table(title: str, rows: dict[str, str]) -> None:
@@ -54,11 +50,6 @@ def summary(trainer: lightning.Trainer, module: DDPM, data: DataModule, config: 
     }
     _table("Experiment", rows)
     print(f"folder: {os.path.relpath(trainer.default_root_dir)}")
-    if trainer.strategy.root_device.type == "cpu" and sys.platform == "linux" and not ALLOCATOR & {*os.environ}:
-        print(
-            "note: the memory allocator returns large blocks after every layer, which makes small networks about 1.3 "
-            "times slower; `make train` sets MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_ and MALLOC_TOP_PAD_ for it"
-        )
 
 
 LABELS = {

@@ -1,0 +1,46 @@
+"""Memory that is freed and taken again is not faulted in again, unless the environment says so."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from ddpm import allocator
+
+PROGRAM = """
+import resource, torch
+from ddpm import allocator
+allocator.keep_memory()
+def layer():
+    return sum(torch.ones(2**22) for _ in range(4))
+layer()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(8):
+    layer()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(**environment):
+    kept = {name: value for name, value in os.environ.items() if name not in allocator.CHOSEN}
+    command = [sys.executable, "-c", PROGRAM]
+    done = subprocess.run(command, env=kept | environment, check=True, capture_output=True, text=True)
+    return int(done.stdout)
+
+
+@pytest.mark.slow
+def test_freed_memory_is_kept_unless_the_environment_decides():
+    pages = 8 * 2**24 // os.sysconf("SC_PAGE_SIZE")  # of one tensor in each round
+    assert faults() < pages / 2 or platform.libc_ver()[0] != "glibc"
+    assert faults(MALLOC_TOP_PAD_="131072") > pages
+
+
+@pytest.mark.parametrize(("platform", "library"), [("darwin", None), ("linux", object())])
+def test_other_systems_are_left_alone(monkeypatch, platform, library):
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda name: library)
+    for name in allocator.CHOSEN:
+        monkeypatch.delenv(name, raising=False)
+    allocator.keep_memory()
