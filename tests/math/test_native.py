@@ -176,6 +176,13 @@ def test_other_kernels_are_those_of_torch_without_gradients(used, kernel, padded
     assert used == ["winograd"]
 
 
+def test_weights_in_float64_are_left_to_torch(used):
+    layer = Convolution(16, 16).to(memory_format=INNERMOST).double()
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(torch.randn(32, 16, 4, 4).contiguous(memory_format=INNERMOST))
+    assert used == []
+
+
 def weights_of(layer):
     return layer.weight.detach(), layer.bias.detach()
 

@@ -60,6 +60,7 @@ class Convolution(nn.Conv2d):
         if (
             self.in_channels % 16
             or self.out_channels % 16
+            or given not in (torch.float32, torch.bfloat16)
             or not (given == dtype == torch.float32 or (square and dtype == torch.bfloat16))
             or (differentiated and (not square or self.rectified))
             or not self.weight.is_contiguous(memory_format=torch.channels_last)
@@ -68,8 +69,10 @@ class Convolution(nn.Conv2d):
             return 0
         size = [n + 2 * p - k + 1 for n, p, k in zip(x.shape[2:], self.padding, self.kernel_size, strict=True)]
         counts = {side: tiles(self.kernel_size, side, len(x), *size) for side in TILES.get(self.kernel_size, ())}
-        if square and (36 * counts[4] > 16 * counts[2] or dtype == torch.bfloat16):  # multiplications of a tile
-            del counts[4 if dtype == torch.float32 else 2]
+        if square and dtype == torch.bfloat16:
+            del counts[2]  # no faster than torch
+        elif square and 36 * counts[4] > 16 * counts[2]:  # multiplications: images smaller than the larger tiles
+            del counts[4]
         return next((side for side, count in counts.items() if count >= FEWEST), 0)
 
 
