@@ -38,6 +38,7 @@ from ddpm.network.unet import UNet
 from ddpm.parameterization.eps import Eps
 from ddpm.process import Process
 from ddpm.schedule.linear import Linear
+from ddpm.tables import same
 from ddpm.variance.fixed_large import FixedLarge
 
 
@@ -159,7 +160,8 @@ def training(case: Case) -> dict[str, Any]:
 
 def sampling(case: Case) -> dict[str, Any]:
     """Images times network evaluations a second."""
-    x, t = torch.randn(case.batch, case.channels, case.size, case.size), torch.full((case.batch,), 500)
+    x = torch.randn(case.batch, case.channels, case.size, case.size)
+    t = same(500, x)  # of one time, as our samplers give it; the peers read it as any other
     nets = networks(case) | {FLOAT32: ours(case)}
     nets[AUTO] = speed.BFloat16(ours(case)) if speed.bfloat16_is_fast(CPU) else ours(case)
     nets = {name: network.eval().requires_grad_(False) for name, network in nets.items()}

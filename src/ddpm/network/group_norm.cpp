@@ -35,15 +35,20 @@ inline void write(bfloat16& to, float value) {  // to the nearest, ties to even
     to.bits = value == value ? rounded : uint16_t(0x7fc0);
 }
 
-// e^x to a few units in the last place: 2^n times a polynomial in the rest, |rest| <= log(2) / 2.
+// e^x to a few units in the last place, or to 5e-5 of it where bfloat16 follows: 2^n times a polynomial in the rest,
+// |rest| <= log(2) / 2.
+template <class T>
 inline float exponential(float x) {
     x = x > 88.f ? 88.f : x < -87.f ? -87.f : x;
     float n = std::nearbyint(x * 1.44269504f);
     float r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    float p = 1.f / 5040;
-    p = p * r + 1.f / 720;
-    p = p * r + 1.f / 120;
-    p = p * r + 1.f / 24;
+    float p = 1.f / 24;
+    if constexpr (sizeof(T) == 4) {
+        p = 1.f / 5040;
+        p = p * r + 1.f / 720;
+        p = p * r + 1.f / 120;
+        p = p * r + 1.f / 24;
+    }
     p = p * r + 1.f / 6;
     p = p * r + 0.5f;
     p = p * r + 1.f;
@@ -54,7 +59,10 @@ inline float exponential(float x) {
     return p * power;
 }
 
-inline float sigmoid(float z) { return 1.f / (1.f + exponential(-z)); }
+template <class T>
+inline float sigmoid(float z) {
+    return 1.f / (1.f + exponential<T>(-z));
+}
 
 struct Dropout {
     uint32_t drop;  // of 2^32 random integers, the number that drop an element
@@ -132,7 +140,7 @@ void forward(const T* x, const float* shift, const float* weight, const float* b
 #pragma omp simd
             for (int64_t c = 0; c < n.channels; c++) {
                 float z = read(row[c]) * scale[c] + offset[c];
-                if (silu) z *= sigmoid(z);
+                if (silu) z *= sigmoid<T>(z);
                 if (drop) z *= dropout.factor(element + uint32_t(c));
                 write(to[c], z);
             }
@@ -172,7 +180,7 @@ void backward(const T* x, const T* dy, const float* shift, const float* weight, 
                     float d = read(d_row[c]);
                     if (drop) d *= dropout.factor(element + uint32_t(c));
                     if (silu) {
-                        const float z = x_hat * weight[c] + bias[c], s = sigmoid(z);
+                        const float z = x_hat * weight[c] + bias[c], s = sigmoid<T>(z);
                         d *= s * (1 + z * (1 - s));
                     }
                     to[c] = d;
