@@ -129,7 +129,7 @@ def test_dropout_drops_that_share_scales_the_rest_and_is_the_same_in_the_gradien
 
 # Odd sizes leave tiles that lie half outside; 48 and 80 channels leave half a panel.
 @pytest.mark.parametrize(("batch", "size"), [(8, (8, 8)), (9, (7, 9)), (130, (1, 2)), (3, (33, 12))])
-@pytest.mark.parametrize(("c_in", "c_out"), [(16, 16), (48, 80), (32, 64)])
+@pytest.mark.parametrize(("c_in", "c_out"), [(16, 16), (48, 80)])
 @pytest.mark.parametrize("padding", [0, 1])
 @pytest.mark.parametrize("tile", [2, 4])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 3e-6), (torch.bfloat16, 3e-3)])
