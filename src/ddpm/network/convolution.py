@@ -12,8 +12,6 @@ TILES = {(3, 3): (4, 2), (5, 5): (2,), (1, 7): (3,), (7, 1): (3,), (1, 3): (4,),
 """Outputs of a tile along each axis of several taps, best first, for each kernel that there is."""
 FEWEST = 32
 """Tiles of the batch, from which on the transforms of the weights pay."""
-FEWEST_OF_GRADIENTS = 128
-"""Tiles from which on those of 4x4 pay in the gradient of the weights."""
 
 
 class Convolution(nn.Conv2d):
@@ -112,8 +110,6 @@ class Winograd(torch.autograd.Function):
         d_weight = torch.empty_like(weight, dtype=torch.float32)
         d_bias = d_weight.new_empty(len(weight))
         batch, _, height, width = dy.shape
-        if tiles((3, 3), side, batch, height, width) < FEWEST_OF_GRADIENTS:
-            side = 2
         sizes = batch, height, width, c_in, c_out, *padding
         native.call("winograd_weight", side, x.dtype == torch.bfloat16, x, dy, d_weight, d_bias, *sizes)
         return dx, d_weight, d_bias, None, None, None

@@ -1,8 +1,9 @@
-// Convolution of images whose channels lie innermost, by minimal filtering (Lavin and Gray 2016, arXiv:1509.09308), which
-// multiplies less than the definition: F(4x4, 3x3) four times, F(2x2, 3x3) 2.25 times.
+// Convolution of images whose channels lie innermost, by minimal filtering (Lavin and Gray 2016, arXiv:1509.09308),
+// which multiplies less than the definition: F(4x4, 3x3) four times, F(2x2, 3x3) 2.25 times.
 //
-// Images are cut into tiles of outputs, each from a few more inputs. In a transformed domain, of as many points as there
-// are inputs, the convolution is a product of matrices (tiles, in channels) (in channels, out channels) at each point.
+// Images are cut into tiles of outputs, each from a few more inputs. In a transformed domain, of as many points as
+// there are inputs, the convolution is a product of matrices (tiles, in channels) (in channels, out channels) at each
+// point.
 //
 // y: (batch, height, width, channels out), x: (batch, height + H - 1 - 2 pad_y, width + W - 1 - 2 pad_x, channels in),
 // weight: (out, H, W, in); what is computed in between is float32. Channels are multiples of 16.
@@ -187,7 +188,8 @@ struct Line {
     }
 };
 
-// A kernel of H x W taps, in pieces of Y::R x X::R, each filtered by the lines Y along the height and X along the width.
+// A kernel of H x W taps, in pieces of Y::R x X::R, each filtered by the lines Y along the height and X along the
+// width.
 template <int64_t H_, int64_t W_, class Y_, class X_>
 struct Kernel {
     using Y = Y_;
@@ -281,16 +283,17 @@ void transform_input(const T* x, const T* zeros, Shape n, int64_t channels, int6
         }
 }
 
-// A^T m A + bias of each tile, from m (points, tiles, stride), at least 0 if it is rectified.
+// A^T m A + bias of each tile, from m (points, tiles, stride), at least 0 if it is rectified, for the first `some` of
+// the channels.
 template <class K, class T, class W>
-void transform_output(const float* m, const W* bias, Shape n, int64_t channels, int64_t first, int64_t count, T* y,
-                      int64_t stride, int64_t point, bool rectified) {
+void transform_output(const float* m, const W* bias, Shape n, int64_t channels, int64_t some, int64_t first,
+                      int64_t count, T* y, int64_t stride, int64_t point, bool rectified) {
     const Tiles<K> tiles(n);
     for (int64_t t = 0; t < count; t++) {
         const int64_t tile = first + t, y_0 = tiles.y(tile), x_0 = tiles.x(tile);
         const int64_t rows = std::min(K::Y::M, n.height - y_0), columns = std::min(K::X::M, n.width - x_0);
         T* corner = y + n.outputs().pixel(tiles.image(tile), y_0, x_0) * channels;
-        for (int64_t c = 0; c < channels; c += LANES) {
+        for (int64_t c = 0; c < some; c += LANES) {
             vec d[K::POINTS], found[K::OUTPUTS];
             const float* from = m + t * stride + c;
 #pragma GCC unroll 36
@@ -332,17 +335,15 @@ void transform_gradient(const T* dy, const T* zeros, Shape n, int64_t channels, 
     }
 }
 
-// The matrices of the convolution, u (points, out / COLUMNS, pieces x in, COLUMNS), or, transposed, those of its
-// derivative by the image, (points, in / COLUMNS, pieces x out, COLUMNS), of kernels turned by half. A thread calls it
-// for its share of the panels.
+// A panel of the matrices of the convolution, u (points, pieces x in, COLUMNS), of COLUMNS out channels; or,
+// transposed, of those of its derivative by the image, (points, pieces x out, COLUMNS), of kernels turned by half.
 template <class K, class W>
 void weights(const W* weight, int64_t in, int64_t out, bool transposed, float* u, int64_t point, int64_t panel) {
     constexpr int64_t all = K::H * K::W;
     const int64_t rows = transposed ? out : in, columns = transposed ? in : out, depth = K::PIECES * rows;
     const int64_t begin = panel * COLUMNS, end = std::min(begin + COLUMNS, columns);
-    float* base = u + begin * depth;
     if (end < begin + COLUMNS)
-        for (int64_t i = 0; i < K::POINTS; i++) std::memset(base + i * point, 0, 4 * COLUMNS * depth);
+        for (int64_t i = 0; i < K::POINTS; i++) std::memset(u + i * point, 0, 4 * COLUMNS * depth);
     // The kernels that lie at w, the taps `apart`, to the row and the columns from k on.
     const auto filtered = [&](const auto* w, int64_t apart, int64_t row, int64_t k) {
         for (int64_t piece = 0; piece < K::PIECES; piece++) {
@@ -352,7 +353,7 @@ void weights(const W* weight, int64_t in, int64_t out, bool transposed, float* u
                 taps[i] = tap < 0 ? vec{} : at(w + (transposed ? all - 1 - tap : tap) * apart);
             }
             plane<K::Y::R, K::X::R, K::Y::N, K::X::N>(K::Y::weight, K::X::weight, taps, found);
-            float* to = base + (piece * rows + row) * COLUMNS + k - begin;
+            float* to = u + (piece * rows + row) * COLUMNS + k - begin;
             for (int64_t i = 0; i < K::POINTS; i++) at(to + i * point) = found[i];
         }
     };
@@ -374,93 +375,154 @@ void weights(const W* weight, int64_t in, int64_t out, bool transposed, float* u
     }
 }
 
+// m (points, tiles, width) = v (points, tiles, depth) u (points, width / COLUMNS, depth, COLUMNS).
+template <class K>
+void products(const float* v, int64_t v_point, const float* u, int64_t u_point, float* m, int64_t m_point,
+              int64_t width, int64_t tiles, int64_t depth) {
+    for (int64_t i = 0; i < K::POINTS; i++)
+        for (int64_t c = 0; c < width; c += COLUMNS)
+            for (int64_t t = 0; t < tiles; t += ROWS)
+                product<false>(v + i * v_point + t * depth, depth, 1, u + i * u_point + c * depth, COLUMNS,
+                               m + i * m_point + t * width + c, width, depth);
+}
+
+// Of many tiles, each thread takes some through all of it, near to it, and all read the same matrices. Of few, these
+// would be the larger part: each thread takes some panels of the matrices, and all read the same tiles.
 template <class K, class T, class W>
 void convolution(const void* x, const void* weight, const void* bias, void* y, Shape n, int64_t in, int64_t out,
                  bool transposed, bool rectified) {
     const int64_t rows = transposed ? out : in, columns = transposed ? in : out, depth = K::PIECES * rows;
     const int64_t padded = up(columns, COLUMNS), panels = padded / COLUMNS, total = Tiles<K>(n).all;
-    const int64_t u_point = padded * depth + LANES;
-    float* u = shared.of(K::POINTS * u_point + rows);
-    const T* zeros = (T*)std::memset(u + K::POINTS * u_point, 0, 4 * rows);
-    // Few tiles stay in the cache; matrices too large for it are read less often for many.
+    const int64_t threads = omp_get_max_threads(), fair = up((total + threads - 1) / threads, ROWS);
+    const bool few = 2 * total <= padded && panels >= threads;
+    // Few tiles at once stay in the cache; matrices too large for it are read less often for many.
     const int64_t near = std::max(CACHE / (K::POINTS * (depth + padded)), depth * padded / 4096);
-    const int64_t fair = up((total + omp_get_max_threads() - 1) / omp_get_max_threads(), ROWS);
-    const int64_t count = std::min(fair, std::clamp<int64_t>(near / ROWS * ROWS, ROWS, 256));
-    const int64_t blocks = (total + count - 1) / count;
-    const int64_t v_point = count * depth + LANES, m_point = count * padded + LANES;
+    const int64_t count = few ? 64 : std::min(fair, std::clamp<int64_t>(near / ROWS * ROWS, ROWS, 256));
+    const int64_t width = few ? COLUMNS : padded;  // of the products at once
+    const int64_t u_point = width * depth + LANES, v_point = (few ? up(total, ROWS) : count) * depth + LANES;
+    const int64_t m_point = count * width + LANES, common = K::POINTS * (few ? v_point : u_point);
+    float* all = shared.of(common + rows);
+    const T* zeros = (T*)std::memset(all + common, 0, 4 * rows);
+    const auto inputs = [&](int64_t first, int64_t tiles, float* v) {
+        transform_input<K>((const T*)x, zeros, n, rows, first, tiles, v, depth, v_point);
+    };
+    const auto matrices = [&](int64_t panel, float* u) {
+        weights<K>((const W*)weight, in, out, transposed, u, u_point, panel);
+    };
+    const auto outputs = [&](const float* v, const float* u, float* m, int64_t first, int64_t tiles, int64_t c) {
+        products<K>(v, v_point, u, u_point, m, m_point, width, tiles, depth);
+        transform_output<K>(m, bias ? (const W*)bias + c : nullptr, n, columns, std::min(width, columns - c), first,
+                            tiles, (T*)y + c, width, m_point, rectified);
+    };
 #pragma omp parallel
     {
-        float* v = own.of(K::POINTS * (v_point + m_point));
-        float* m = v + K::POINTS * v_point;
+        float* mine = own.of(K::POINTS * ((few ? u_point : v_point) + m_point));
+        float* m = mine + K::POINTS * (few ? u_point : v_point);
+        if (few) {
 #pragma omp for schedule(static)
-        for (int64_t panel = 0; panel < panels; panel++)
-            weights<K>((const W*)weight, in, out, transposed, u, u_point, panel);
+            for (int64_t t = 0; t < total; t += ROWS) inputs(t, std::min(ROWS, total - t), all + t * depth);
 #pragma omp for schedule(static)
-        for (int64_t block = 0; block < blocks; block++) {
-            const int64_t first = block * count, tiles = std::min(count, total - first);
-            transform_input<K>((const T*)x, zeros, n, rows, first, tiles, v, depth, v_point);
-            for (int64_t i = 0; i < K::POINTS; i++)
-                for (int64_t panel = 0; panel < panels; panel++)
-                    for (int64_t t = 0; t < tiles; t += ROWS)
-                        product<false>(v + i * v_point + t * depth, depth, 1, u + i * u_point + panel * COLUMNS * depth,
-                                       COLUMNS, m + i * m_point + t * padded + panel * COLUMNS, padded, depth);
-            transform_output<K>(m, (const W*)bias, n, columns, first, tiles, (T*)y, padded, m_point,
-                                rectified);
+            for (int64_t panel = 0; panel < panels; panel++) {
+                matrices(panel, mine);
+                for (int64_t t = 0; t < total; t += count)
+                    outputs(all + t * depth, mine, m, t, std::min(count, total - t), panel * COLUMNS);
+            }
+        } else {
+#pragma omp for schedule(static)
+            for (int64_t panel = 0; panel < panels; panel++) matrices(panel, all + panel * COLUMNS * depth);
+#pragma omp for schedule(static)
+            for (int64_t t = 0; t < total; t += count) {
+                const int64_t tiles = std::min(count, total - t);
+                inputs(t, tiles, mine);
+                outputs(mine, all, m, t, tiles, 0);
+            }
         }
     }
 }
 
+// G^T u G of the first `some` in channels, u summed over the `parts` that lie `apart`.
+template <class K>
+void transform_weight_gradient(const float* u, int64_t point, int64_t parts, int64_t apart, int64_t some, int64_t in,
+                               float* d_weight) {
+    for (int64_t c = 0; c < some; c += LANES) {
+        vec sum[K::POINTS] = {}, found[K::TAPS];
+        for (int64_t s = 0; s < parts; s++)
+            for (int64_t i = 0; i < K::POINTS; i++) sum[i] += at(u + s * apart + i * point + c);
+        plane<K::Y::N, K::X::N, K::Y::R, K::X::R>(K::Y::weight_gradient, K::X::weight_gradient, sum, found);
+        for (int64_t i = 0; i < K::TAPS; i++) at(d_weight + i * in + c) = found[i];
+    }
+}
+
+// Of many tiles, each thread adds up some of them; of few, all of them, for some of the weights.
 template <class K, class T>
 void weight_gradient(const void* x, const void* dy, float* d_weight, float* d_bias, Shape n, int64_t in,
                      int64_t out) {
     static_assert(K::PIECES == 1);
     const int64_t padded = up(in, COLUMNS), total = Tiles<K>(n).all, threads = omp_get_max_threads();
-    const int64_t v_row = padded + LANES, g_row = out + LANES;
-    const int64_t u_point = out * padded + LANES;
-    const int64_t each = K::POINTS * u_point + out;  // of a thread: transformed gradients, and those of the bias
-    float* sums = shared.of(threads * each + std::max(in, out));
-    const T* zeros = (T*)std::memset(sums + threads * each, 0, 4 * std::max(in, out));
+    const bool few = total <= std::min(in, out);
     const int64_t fair = (total + threads - 1) / threads;
-    // Few tiles stay in the cache, many read and write the sums less often.
-    const int64_t count = std::min(fair, std::max<int64_t>(32, padded * out / (padded + out) / 2));
-    const int64_t blocks = (total + count - 1) / count;
+    // Few tiles at once stay in the cache, many read and write the sums less often.
+    const int64_t count = few ? total : std::min(fair, std::max<int64_t>(32, padded * out / (padded + out) / 2));
+    const int64_t v_row = padded + LANES, g_row = out + LANES;
     const int64_t v_point = count * v_row + LANES, g_point = count * g_row + LANES;
+    const int64_t height = few ? std::min<int64_t>(out, 128) : out, width = few ? COLUMNS : padded;  // of sums at once
+    const int64_t u_point = height * width + LANES;
+    const int64_t u_size = K::POINTS * u_point, tiles_size = K::POINTS * (v_point + g_point);
+    const int64_t part = (few ? 0 : u_size) + out, zero = std::max(in, out);  // a part: a thread's u, and of the bias
+    float* parts = shared.of(threads * part + zero + (few ? tiles_size : 0));
+    float* rest = parts + threads * part;
+    const T* zeros = (T*)std::memset(rest, 0, 4 * zero);
 #pragma omp parallel num_threads(threads)
     {
-        float* u = sums + omp_get_thread_num() * each;
-        auto sum = product<false>;
-        std::memset(u + K::POINTS * u_point, 0, 4 * out);
-        float* v = own.of(K::POINTS * (v_point + g_point));
+        float* mine = own.of(few ? u_size : tiles_size);
+        float* u = few ? mine : parts + omp_get_thread_num() * part;
+        float* v = few ? rest + zero : mine;
         float* g = v + K::POINTS * v_point;
-        if (padded > in) std::memset(v, 0, 4 * K::POINTS * v_point);
-#pragma omp for schedule(static) nowait
-        for (int64_t block = 0; block < blocks; block++) {
-            const int64_t first = block * count, tiles = std::min(count, total - first);
-            transform_input<K>((const T*)x, zeros, n, in, first, tiles, v, v_row, v_point);
-            transform_gradient<K>((const T*)dy, zeros, n, out, first, tiles, g, g_row, g_point, u + K::POINTS * u_point);
+        float* biases = (float*)std::memset(parts + (omp_get_thread_num() + 1) * part - out, 0, 4 * out);
+        const auto transform = [&](int64_t first, int64_t tiles, int64_t to) {
+            transform_input<K>((const T*)x, zeros, n, in, first, tiles, v + to * v_row, v_row, v_point);
+            transform_gradient<K>((const T*)dy, zeros, n, out, first, tiles, g + to * g_row, g_row, g_point, biases);
+        };
+        const auto add = [&](auto sum, int64_t k, int64_t rows, int64_t c, int64_t tiles) {
             for (int64_t i = 0; i < K::POINTS; i++)
-                for (int64_t c = 0; c < padded; c += COLUMNS)
-                    for (int64_t k = 0; k < out; k += ROWS)
-                        sum(g + i * g_point + k, 1, g_row, v + i * v_point + c, v_row,
-                            u + i * u_point + k * padded + c, padded, tiles);
-            sum = product<true>;
+                for (int64_t column = 0; column < width; column += COLUMNS)
+                    for (int64_t row = 0; row < rows; row += ROWS)
+                        sum(g + i * g_point + k + row, 1, g_row, v + i * v_point + c + column, v_row,
+                            u + i * u_point + row * width + column, width, tiles);
+        };
+        if (few) {
+#pragma omp for schedule(static)
+            for (int64_t t = 0; t < total; t++) transform(t, 1, t);
+#pragma omp for schedule(static) collapse(2)
+            for (int64_t c = 0; c < padded; c += COLUMNS)
+                for (int64_t k = 0; k < out; k += height) {
+                    const int64_t rows = std::min(height, out - k);
+                    add(product<false>, k, rows, c, total);
+                    for (int64_t row = 0; row < rows; row++)
+                        transform_weight_gradient<K>(u + row * width, u_point, 1, 0, std::min(width, in - c), in,
+                                                     d_weight + (k + row) * K::TAPS * in + c);
+                }
+        } else {
+            auto sum = product<false>;
+#pragma omp for schedule(static) nowait
+            for (int64_t t = 0; t < total; t += count) {
+                const int64_t tiles = std::min(count, total - t);
+                transform(t, tiles, 0);
+                add(sum, 0, out, 0, tiles);
+                sum = product<true>;
+            }
+            if (sum == product<false>) std::memset(u, 0, 4 * u_size);  // of a thread without tiles
         }
-        if (sum == product<false>) std::memset(u, 0, 4 * K::POINTS * u_point);  // of a thread without tiles
 #pragma omp barrier
         const int64_t team = omp_get_num_threads();
 #pragma omp for schedule(static)
         for (int64_t k = 0; k < out; k++) {
             float bias = 0;
-            for (int64_t s = 0; s < team; s++) bias += sums[s * each + K::POINTS * u_point + k];
+            for (int64_t s = 0; s < team; s++) bias += parts[(s + 1) * part - out + k];
             d_bias[k] = bias;
-            for (int64_t c = 0; c < in; c += LANES) {
-                vec total[K::POINTS] = {}, found[K::TAPS];
-                for (int64_t s = 0; s < team; s++)
-                    for (int64_t i = 0; i < K::POINTS; i++)
-                        total[i] += at((const float*)sums + s * each + i * u_point + k * padded + c);
-                plane<K::Y::N, K::X::N, K::Y::R, K::X::R>(K::Y::weight_gradient, K::X::weight_gradient, total, found);
-                for (int64_t i = 0; i < K::TAPS; i++) at(d_weight + (k * K::TAPS + i) * in + c) = found[i];
-            }
+            if (!few)
+                transform_weight_gradient<K>(parts + k * width, u_point, team, part, in, in,
+                                             d_weight + k * K::TAPS * in);
         }
     }
 }
@@ -479,9 +541,9 @@ auto others(int64_t H, int64_t W) {
 
 extern "C" {
 
-// y = the convolution of x, at least 0 if it is rectified; or, transposed, of y's gradient given as x, the gradient of x.
-// Tiles are of M outputs along axes of several taps: kernels of 3x3 with M = 4 or 2, for images, and for weights and bias, in bfloat16 or float32;
-// and in float32 alone 5x5 with M = 2, 1x7 and 7x1 with M = 3, 1x3 and 3x1 with M = 4.
+// y = the convolution of x, at least 0 if it is rectified; or, transposed, of y's gradient given as x, the gradient of
+// x. Tiles are of M outputs along axes of several taps: kernels of 3x3 with M = 4 or 2, for images, and for weights and
+// bias, in bfloat16 or float32; and in float32 alone 5x5 with M = 2, 1x7 and 7x1 with M = 3, 1x3 and 3x1 with M = 4.
 void winograd(int64_t H, int64_t W, int64_t M, bool half_images, bool half_weights, const void* x, const void* weight,
               const void* bias, void* y, int64_t batch, int64_t height, int64_t width, int64_t in, int64_t out,
               int64_t pad_y, int64_t pad_x, bool transposed, bool rectified) {
