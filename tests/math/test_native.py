@@ -199,21 +199,21 @@ def test_weights_may_be_rounded_and_what_is_not_a_number_stays_so():
     assert error(found[1:], exact[1:]) < 3e-3
 
 
-# More tiles than channels, and fewer, which take another order.
-@pytest.mark.parametrize("channels", [32, 160])
+# More tiles than channels; so few that one of seven threads has none; fewer than channels, which take another order.
+@pytest.mark.parametrize(("batch", "channels", "size"), [(5, 32, 16), (18, 16, 4), (5, 160, 16)])
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])
-def test_any_number_of_threads_gives_the_same(threads, channels):
+def test_any_number_of_threads_gives_the_same(threads, batch, channels, size):
     torch.manual_seed(0)
     layer = Convolution(channels, channels).to(memory_format=INNERMOST)
-    x = torch.randn(5, channels, 16, 16).contiguous(memory_format=INNERMOST)
-    before, zeros = torch.get_num_threads(), torch.zeros(channels)
+    x = torch.randn(batch, channels, size, size).contiguous(memory_format=INNERMOST)
+    before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        found = gradients(lambda x, w: convolution.Winograd.apply(x, w, zeros, (1, 1), 4), x, layer.weight)
+        found = gradients(lambda *each: convolution.Winograd.apply(*each, (1, 1), 4), x, *weights_of(layer))
     finally:
         torch.set_num_threads(before)
-    expected = gradients(lambda x, w: F.conv2d(x, w, padding=1), x.double(), layer.weight.double())
-    for mine, theirs in zip(found, expected, strict=True):
+    exact = gradients(lambda *each: F.conv2d(*each, padding=1), *(each.double() for each in (x, *weights_of(layer))))
+    for mine, theirs in zip(found, exact, strict=True):
         assert error(mine, theirs) < 3e-6
 
 
