@@ -1,6 +1,7 @@
 """What the tests of the edge share: composed configurations, and runs that take an instant."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -36,10 +37,11 @@ BARE = tuple(override for override in TINY if "callbacks." not in override) + ("
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _classifier_cache(tmp_path_factory):
-    """The feature classifier of the digits is trained once, and outside of the user's cache."""
+def _cache(tmp_path_factory):
+    """Of all workers, outside of the user's: the kernels are compiled, the classifier of the digits is trained once."""
+    base = tmp_path_factory.getbasetemp()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DDPM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("DDPM_CACHE", str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"))
         yield
 
 

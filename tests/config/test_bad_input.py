@@ -146,7 +146,10 @@ def test_an_output_folder_that_cannot_be_made(typed, bare, trained, tmp_path, en
         ("train", ["network.width=9"], "width must be even"),
         ("train", ["batchsize=3"], "batchsize"),
         ("train", ["schedule.T=many"], "schedule.T must be int, got 'many'"),
-        ("train", ["trainer.devices=2", "trainer.num_nodes=2"], "several nodes are started by torchrun or Slurm"),
+        pytest.param(
+            *("train", ["trainer.devices=2", "trainer.num_nodes=2"], "several nodes are started by torchrun or Slurm"),
+            marks=pytest.mark.slow,  # starts two processes
+        ),
         ("train", ["trainer.devices=0"], "devices=0"),
         ("evaluate", ["ckpt=nowhere.ckpt"], "there is no checkpoint nowhere.ckpt"),
         ("evaluate", [], "missing: ckpt; give ckpt=..."),

@@ -84,7 +84,12 @@ def attack(trained, payload, tmp_path):
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize(
     ("name", "entry"),
-    [(name, entry) for name in ATTACKS for entry in WAYS if entry == "evaluate" or name != "a feature network"],
+    [
+        pytest.param(name, entry, marks=pytest.mark.slow if entry != "evaluate" else ())
+        for name in ATTACKS
+        for entry in WAYS
+        if entry == "evaluate" or name != "a feature network"
+    ],
 )
 def test_an_attack_is_refused_in_one_line_and_does_nothing(attack, message, tmp_path, monkeypatch, entry, name):
     ckpt, ran = attack(name)

@@ -78,6 +78,7 @@ def test_what_the_user_says_of_the_precision_comes_first(train, tmp_path, fast):
     assert run.trainer.precision == "32-true"
 
 
+@pytest.mark.slow
 def test_an_evaluation_states_in_what_it_sampled(train, compose, tmp_path, fast):
     from ddpm.evaluate import evaluate
 
@@ -103,6 +104,7 @@ def test_another_speed_is_refused(compose, bare, train, tmp_path, name):
             evaluate(compose("evaluate", "ckpt=nowhere", "speed=fast"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [0, 3])
 @pytest.mark.parametrize("half", [False, True])
 def test_the_network_compiles_as_one_graph_and_is_the_same(classes, half):
@@ -148,6 +150,7 @@ def test_auto_uses_the_kernels_on_a_cpu_and_says_so(train, tmp_path, capsys):
         assert f"{said} (speed={chosen})" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.slow
 def test_the_layout_of_the_weights_does_not_change_a_resumed_run(train, tmp_path):
     """A fused optimizer takes weights and averages of gradients for laid out alike."""
 
@@ -176,6 +179,7 @@ def test_the_layout_of_the_weights_does_not_change_a_resumed_run(train, tmp_path
         assert (after - whole).norm() < 1e-4 * (whole - before).norm()
 
 
+@pytest.mark.slow
 def test_features_in_bfloat16_are_asked_for_stated_and_nearly_the_same(train, compose, tmp_path):
     from ddpm.evaluate import evaluate
 

@@ -398,7 +398,7 @@ def recorded(compose, bare, folder, every_n_steps, *overrides):
     return recorder.steps
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("every_n_steps", "steps"),
     [(1, [1, 2, 3, 4, 5, 6]), (2, [2, 4, 6]), (4, [4, 6]), (6, [6]), (100, [6]), (None, [6])],

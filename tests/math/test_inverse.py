@@ -158,6 +158,7 @@ def test_solvers_that_claim_the_posterior_sample_it(solver, S, operator):
     assert torch.allclose(found.T.cov(), covariance, atol=0.06)
 
 
+@pytest.mark.slow
 def test_the_ancestral_sampler_solves_it_too():
     found, _, mean, covariance = draws(
         MMPS(D), Gaussian(correlated()), Ancestral(250, clip=False), Inpaint("half"), 0.3

@@ -305,6 +305,7 @@ def test_a_compiler_that_fails_is_said_once_and_leaves_nothing(monkeypatch, tmp_
     assert [*tmp_path.rglob("*.so*")] == []
 
 
+@pytest.mark.slow
 def test_what_was_compiled_is_used_again(monkeypatch, tmp_path):
     monkeypatch.setenv("DDPM_CACHE", str(tmp_path))
     assert native.library.__wrapped__() is not None

@@ -98,6 +98,7 @@ def test_attention_is_that_of_torch():
     assert torch.allclose(layer(x), x + layer.out(h), atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_recomputing_changes_no_gradient_and_keeps_less(layout):
     def run(recompute):

@@ -94,7 +94,6 @@ def experiment(cfg: DictConfig) -> Experiment:
     if config["compile"]:
         module.diffusion.network.compile()
     trainer = _trainer(config, module.diffusion.T)
-    speed.arrange(module, config["speed"], trainer.strategy.root_device)
     total_batch = config["batch_size"] * trainer.world_size * trainer.accumulate_grad_batches
     module.config = _stored(config, source, module.diffusion.classes) | {"total_batch": total_batch}
     if config["ckpt"] is not None:
@@ -102,6 +101,7 @@ def experiment(cfg: DictConfig) -> Experiment:
     data = DataModule(source, config["batch_size"], config["seed"], config["num_workers"])
     data.setup()
     TrainBatches(len(data.train), config["batch_size"], config["seed"], world=trainer.world_size)  # that one fits
+    speed.arrange(module, config["speed"], trainer.strategy.root_device)
     if (
         config["ckpt"] is not None
         and trainer.is_global_zero
