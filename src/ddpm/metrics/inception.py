@@ -16,7 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, BasicConv2d, FeatureExtractorInceptionV3
+from torch_fidelity.feature_extractor_inceptionv3 import (
+    URL_INCEPTION_V3,
+    BasicConv2d,
+    FeatureExtractorInceptionV3,
+    InceptionA,
+    InceptionC,
+)
 
 from ddpm.metrics.weights import load_weights
 from ddpm.network.convolution import TILES, Convolution
@@ -62,8 +68,8 @@ def inception(
 class Folded(nn.Module):
     """The same features and logits as the extractor's, faster: uint8 images (B, 3, H, W) -> (B, 2048), (B, 1008).
 
-    Normalisations become part of the convolutions before them, channels lie innermost, and images are resized by two
-    products of matrices.
+    Normalisations become part of the convolutions before them, channels lie innermost, averages of pixels are taken
+    where there are fewest channels, and images are resized by two products of matrices.
 
     Args:
         extractor: in evaluation mode; its layers are taken over and changed.
@@ -75,9 +81,9 @@ class Folded(nn.Module):
             for name, layer in [*parent.named_children()]:
                 if isinstance(layer, BasicConv2d):
                     setattr(parent, name, _rectified(fuse_conv_bn_eval(layer.conv, layer.bn)))
-        layers = dict(extractor.named_children())
-        self.fc = layers.pop("fc")
-        self.layers = nn.Sequential(*layers.values())
+        *layers, self.fc = extractor.children()
+        parts = (Branches(layer) if isinstance(layer, (InceptionA, InceptionC)) else layer for layer in layers)
+        self.layers = nn.Sequential(*parts)
         self.size = extractor.INPUT_IMAGE_SIZE
         self.to(memory_format=torch.channels_last)
 
@@ -86,6 +92,25 @@ class Folded(nn.Module):
         rows, columns = (_interpolation(size, self.size, x.device) for size in x.shape[2:])
         features = self.layers(rows @ (x @ columns.T)).flatten(1)
         return features, features @ self.fc.weight.T
+
+
+class Branches(nn.Module):
+    """A block of rectified convolutions in several branches, named branch..._1, _2, and so on, and branch_pool.
+
+    The mean over neighbours follows the convolution of that branch: both are linear, and it leaves fewer channels.
+    """
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        branches: dict[str, list[nn.Module]] = {}
+        for name, layer in block.named_children():
+            branches.setdefault(name.rsplit("_", 1)[0], []).append(layer)
+        conv, relu = branches.popitem()[1][0].children()
+        branches["mean"] = [conv, nn.AvgPool2d(3, 1, 1, count_include_pad=False), relu]
+        self.branches = nn.ModuleList(nn.Sequential(*layers) for layers in branches.values())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([branch(x) for branch in self.branches], 1)
 
 
 def _rectified(conv: nn.Conv2d) -> nn.Module:
