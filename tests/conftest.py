@@ -38,7 +38,7 @@ BARE = tuple(override for override in TINY if "callbacks." not in override) + ("
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache(tmp_path_factory):
-    """Of all workers, outside of the user's: the kernels are compiled, the classifier of the digits is trained once."""
+    """One for all workers, outside of the user's: what one has compiled or trained, the others find."""
     base = tmp_path_factory.getbasetemp()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DDPM_CACHE", str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"))

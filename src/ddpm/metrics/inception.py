@@ -68,8 +68,8 @@ def inception(
 class Folded(nn.Module):
     """The same features and logits as the extractor's, faster: uint8 images (B, 3, H, W) -> (B, 2048), (B, 1008).
 
-    Normalisations become part of the convolutions before them, channels lie innermost, averages of pixels are taken
-    where there are fewest channels, and images are resized by two products of matrices.
+    Normalisations become part of the convolutions before them, channels lie innermost, most averages of pixels are
+    taken where there are fewest channels, and images are resized by two products of matrices.
 
     Args:
         extractor: in evaluation mode; its layers are taken over and changed.
@@ -105,7 +105,7 @@ class Branches(nn.Module):
         branches: dict[str, list[nn.Module]] = {}
         for name, layer in block.named_children():
             branches.setdefault(name.rsplit("_", 1)[0], []).append(layer)
-        conv, relu = branches.popitem()[1][0].children()
+        conv, relu = branches.popitem()[1][0].children()  # of branch_pool, the last
         branches["mean"] = [conv, nn.AvgPool2d(3, 1, 1, count_include_pad=False), relu]
         self.branches = nn.ModuleList(nn.Sequential(*layers) for layers in branches.values())
 

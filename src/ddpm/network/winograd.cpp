@@ -386,8 +386,8 @@ void products(const float* v, int64_t v_point, const float* u, int64_t u_point, 
                                m + i * m_point + t * width + c, width, depth);
 }
 
-// Of many tiles, each thread takes some through all of it, near to it, and all read the same matrices. Of few, these
-// would be the larger part: each thread takes some panels of the matrices, and all read the same tiles.
+// Of many tiles, each thread takes a few at a time through all steps, and all read the same matrices. Of few tiles the
+// matrices would be the larger part: each thread makes and uses some panels of them, and all read the same tiles.
 template <class K, class T, class W>
 void convolution(const void* x, const void* weight, const void* bias, void* y, Shape n, int64_t in, int64_t out,
                  bool transposed, bool rectified) {
@@ -395,14 +395,14 @@ void convolution(const void* x, const void* weight, const void* bias, void* y, S
     const int64_t padded = up(columns, COLUMNS), panels = padded / COLUMNS, total = Tiles<K>(n).all;
     const int64_t threads = omp_get_max_threads(), fair = up((total + threads - 1) / threads, ROWS);
     const bool few = 2 * total <= padded && panels >= threads;
-    // Few tiles at once stay in the cache; matrices too large for it are read less often for many.
+    // Small blocks of tiles stay in the cache; matrices too large for it are read less often for large ones.
     const int64_t near = std::max(CACHE / (K::POINTS * (depth + padded)), depth * padded / 4096);
     const int64_t count = few ? 64 : std::min(fair, std::clamp<int64_t>(near / ROWS * ROWS, ROWS, 256));
     const int64_t width = few ? COLUMNS : padded;  // of the products at once
     const int64_t u_point = width * depth + LANES, v_point = (few ? up(total, ROWS) : count) * depth + LANES;
-    const int64_t m_point = count * width + LANES, common = K::POINTS * (few ? v_point : u_point);
-    float* all = shared.of(common + rows);
-    const T* zeros = (T*)std::memset(all + common, 0, 4 * rows);
+    const int64_t m_point = count * width + LANES, size = K::POINTS * (few ? v_point : u_point);
+    float* common = shared.of(size + rows);
+    const T* zeros = (T*)std::memset(common + size, 0, 4 * rows);
     const auto inputs = [&](int64_t first, int64_t tiles, float* v) {
         transform_input<K>((const T*)x, zeros, n, rows, first, tiles, v, depth, v_point);
     };
@@ -420,27 +420,28 @@ void convolution(const void* x, const void* weight, const void* bias, void* y, S
         float* m = mine + K::POINTS * (few ? u_point : v_point);
         if (few) {
 #pragma omp for schedule(static)
-            for (int64_t t = 0; t < total; t += ROWS) inputs(t, std::min(ROWS, total - t), all + t * depth);
+            for (int64_t t = 0; t < total; t += ROWS) inputs(t, std::min(ROWS, total - t), common + t * depth);
 #pragma omp for schedule(static)
             for (int64_t panel = 0; panel < panels; panel++) {
                 matrices(panel, mine);
                 for (int64_t t = 0; t < total; t += count)
-                    outputs(all + t * depth, mine, m, t, std::min(count, total - t), panel * COLUMNS);
+                    outputs(common + t * depth, mine, m, t, std::min(count, total - t), panel * COLUMNS);
             }
         } else {
 #pragma omp for schedule(static)
-            for (int64_t panel = 0; panel < panels; panel++) matrices(panel, all + panel * COLUMNS * depth);
+            for (int64_t panel = 0; panel < panels; panel++) matrices(panel, common + panel * COLUMNS * depth);
 #pragma omp for schedule(static)
             for (int64_t t = 0; t < total; t += count) {
                 const int64_t tiles = std::min(count, total - t);
                 inputs(t, tiles, mine);
-                outputs(mine, all, m, t, tiles, 0);
+                outputs(mine, common, m, t, tiles, 0);
             }
         }
     }
 }
 
-// G^T u G of the first `some` in channels, u summed over the `parts` that lie `apart`.
+// G^T u G of one out channel and the first `some` in channels, to d_weight (taps, in); u is summed over the `parts`
+// that lie `apart`.
 template <class K>
 void transform_weight_gradient(const float* u, int64_t point, int64_t parts, int64_t apart, int64_t some, int64_t in,
                                float* d_weight) {
@@ -453,30 +454,31 @@ void transform_weight_gradient(const float* u, int64_t point, int64_t parts, int
     }
 }
 
-// Of many tiles, each thread adds up some of them; of few, all of them, for some of the weights.
+// Of many tiles, each thread adds up some of them for all weights; of few, all of them for blocks of the weights.
 template <class K, class T>
 void weight_gradient(const void* x, const void* dy, float* d_weight, float* d_bias, Shape n, int64_t in,
                      int64_t out) {
     static_assert(K::PIECES == 1);
     const int64_t padded = up(in, COLUMNS), total = Tiles<K>(n).all, threads = omp_get_max_threads();
-    const bool few = total <= std::min(in, out);
+    const int64_t block = std::min<int64_t>(out, 128);  // out channels of a block
+    const bool few = total <= std::min(in, out) && padded / COLUMNS * ((out + block - 1) / block) >= threads;
     const int64_t fair = (total + threads - 1) / threads;
-    // Few tiles at once stay in the cache, many read and write the sums less often.
+    // Small blocks of tiles stay in the cache, large ones read and write the sums less often.
     const int64_t count = few ? total : std::min(fair, std::max<int64_t>(32, padded * out / (padded + out) / 2));
     const int64_t v_row = padded + LANES, g_row = out + LANES;
     const int64_t v_point = count * v_row + LANES, g_point = count * g_row + LANES;
-    const int64_t height = few ? std::min<int64_t>(out, 128) : out, width = few ? COLUMNS : padded;  // of sums at once
-    const int64_t u_point = height * width + LANES;
+    const int64_t width = few ? COLUMNS : padded, u_point = (few ? block : out) * width + LANES;
     const int64_t u_size = K::POINTS * u_point, tiles_size = K::POINTS * (v_point + g_point);
-    const int64_t part = (few ? 0 : u_size) + out, zero = std::max(in, out);  // a part: a thread's u, and of the bias
-    float* parts = shared.of(threads * part + zero + (few ? tiles_size : 0));
+    // A part: what a thread adds up, the gradients of the bias and, unless tiles are few, u.
+    const int64_t part = (few ? 0 : u_size) + out, pixel = std::max(in, out);
+    float* parts = shared.of(threads * part + pixel + (few ? tiles_size : 0));
     float* rest = parts + threads * part;
-    const T* zeros = (T*)std::memset(rest, 0, 4 * zero);
+    const T* zeros = (T*)std::memset(rest, 0, 4 * pixel);
 #pragma omp parallel num_threads(threads)
     {
         float* mine = own.of(few ? u_size : tiles_size);
         float* u = few ? mine : parts + omp_get_thread_num() * part;
-        float* v = few ? rest + zero : mine;
+        float* v = few ? rest + pixel : mine;
         float* g = v + K::POINTS * v_point;
         float* biases = (float*)std::memset(parts + (omp_get_thread_num() + 1) * part - out, 0, 4 * out);
         const auto transform = [&](int64_t first, int64_t tiles, int64_t to) {
@@ -495,8 +497,8 @@ void weight_gradient(const void* x, const void* dy, float* d_weight, float* d_bi
             for (int64_t t = 0; t < total; t++) transform(t, 1, t);
 #pragma omp for schedule(static) collapse(2)
             for (int64_t c = 0; c < padded; c += COLUMNS)
-                for (int64_t k = 0; k < out; k += height) {
-                    const int64_t rows = std::min(height, out - k);
+                for (int64_t k = 0; k < out; k += block) {
+                    const int64_t rows = std::min(block, out - k);
                     add(product<false>, k, rows, c, total);
                     for (int64_t row = 0; row < rows; row++)
                         transform_weight_gradient<K>(u + row * width, u_point, 1, 0, std::min(width, in - c), in,
