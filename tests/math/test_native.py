@@ -199,8 +199,8 @@ def test_weights_may_be_rounded_and_what_is_not_a_number_stays_so():
     assert error(found[1:], exact[1:]) < 3e-3
 
 
-# More tiles than channels; so few that one of seven threads has none; fewer than channels, which take another order
-# unless there are more threads than panels, 75, which is no multiple of the rows or blocks of a product.
+# More tiles than channels; so few that one of seven threads has none; and fewer than channels, which take another order
+# (of seven threads only in the gradient): 75, which fill neither the rows nor the blocks of a product evenly.
 @pytest.mark.parametrize(("batch", "channels", "size"), [(5, 32, 16), (18, 16, 4), (3, 176, 20)])
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])
 def test_any_number_of_threads_gives_the_same(threads, batch, channels, size):
