@@ -10,16 +10,14 @@ import pytest
 from ddpm import allocator
 
 PROGRAM = """
-import resource, torch
+import resource
 from ddpm import allocator
 allocator.keep_memory()
-def layer():
-    return sum(torch.ones(2**22) for _ in range(4))
-layer()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(8):
-    layer()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    b"x" * 2**26
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(sorted(faults() for _ in range(8))[4])
 """
 
 
@@ -30,11 +28,10 @@ def faults(**environment):
     return int(done.stdout)
 
 
-@pytest.mark.slow
 def test_freed_memory_is_kept_unless_the_environment_decides():
-    pages = 8 * 2**24 // os.sysconf("SC_PAGE_SIZE")  # of one tensor in each round
+    pages = 2**26 // 2**21  # of the largest size that a system may choose by itself
     assert faults() < pages / 2 or platform.libc_ver()[0] != "glibc"
-    assert faults(MALLOC_TOP_PAD_="131072") > pages
+    assert faults(MALLOC_TOP_PAD_="131072") > pages / 2
 
 
 @pytest.mark.parametrize(("platform", "library"), [("darwin", None), ("linux", object())])
