@@ -21,7 +21,7 @@ def bfloat16_is_fast(device: torch.device) -> bool:
     """Whether the device multiplies in bfloat16 by instructions of its own."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # of newer versions of torch
+    capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
