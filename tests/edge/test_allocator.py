@@ -28,6 +28,7 @@ def faults(**environment):
     return int(done.stdout)
 
 
+@pytest.mark.slow
 def test_freed_memory_is_kept_unless_the_environment_decides():
     pages = 2**26 // 2**21  # of the largest size that a system may choose by itself
     assert faults() < pages / 2 or platform.libc_ver()[0] != "glibc"
