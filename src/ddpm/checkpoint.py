@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 PREFIXES = {"ema": "ema.network.", "raw": "diffusion.network."}
 CONTENT = {
     *("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "MixedPrecision"),
-    *("epoch", "global_step", "pytorch-lightning_version", "ddpm_config", "unlogged"),
+    *("epoch", "global_step", "pytorch-lightning_version", "ddpm_config", "unlogged", "wandb_id"),
 }
 """What train.py writes into a checkpoint; Lightning acts upon other keys."""
 

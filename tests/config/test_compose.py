@@ -14,6 +14,7 @@ from ddpm import build
 from ddpm.config import plain
 from ddpm.data.digits import Digits
 from ddpm.data.source import Source
+from ddpm.lit import loggers
 from ddpm.lit.callbacks.periodic import Periodic
 from ddpm.lit.experiment import _trainer, experiment
 from ddpm.loss.base import Loss
@@ -122,8 +123,9 @@ def test_every_logger_builds(composed, name):
 
 @pytest.fixture
 def no_key(monkeypatch, tmp_path):
-    """A user of W&B who has not logged in."""
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
+    """A user of W&B who has not logged in, where its server answers."""
+    monkeypatch.setattr(loggers, "_answers", lambda host: True)
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DISABLED", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_SILENT", "true")

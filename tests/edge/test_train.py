@@ -70,6 +70,7 @@ def test_a_run_leaves_its_checkpoint_metrics_samples_and_configuration(tmp_path,
     assert found >= {
         "last.ckpt",
         "metrics.csv",
+        "train.log",
         "samples/step_0000006.png",
         ".hydra/config.yaml",
         ".hydra/overrides.yaml",

@@ -7,6 +7,7 @@ import shlex
 import signal
 import sys
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,13 +21,13 @@ from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig
 
 import ddpm.lit.callbacks
-from ddpm import build, checkpoint, processes, run_folder, speed
+from ddpm import build, checkpoint, printed, processes, run_folder, speed
 from ddpm.config import MODEL, STORED, plain
 from ddpm.data.batches import TrainBatches
 from ddpm.data.datamodule import DataModule
 from ddpm.data.source import Source
 from ddpm.ema import EMA
-from ddpm.lit import report
+from ddpm.lit import loggers, report
 from ddpm.lit.callbacks.checkpoint import Checkpoint, WholeFiles
 from ddpm.lit.interrupt import Interrupt, Interrupted
 from ddpm.lit.module import DDPM
@@ -39,6 +40,7 @@ EXPECTED_WARNINGS = (
     r"It is recommended to use `self.log\('step'",  # the same on every process
 )
 GPU = ("cuda", "gpu")
+LOG = "train.log"
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
@@ -58,6 +60,8 @@ class Experiment(NamedTuple):
         """
         for expected in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", expected)
+        for logger in self.trainer.loggers:
+            logger.log_hyperparams(self.config)
         if self.trainer.is_global_zero:
             report.summary(self.trainer, self.module, self.data, self.config)
         try:
@@ -97,7 +101,8 @@ def experiment(cfg: DictConfig) -> Experiment:
     total_batch = config["batch_size"] * trainer.world_size * trainer.accumulate_grad_batches
     module.config = _stored(config, source, module.diffusion.classes) | {"total_batch": total_batch}
     if config["ckpt"] is not None:
-        step = _check_resume(config, module.config, trainer.max_steps)
+        step, wandb_id = _check_resume(config, module.config, trainer.max_steps)
+        loggers.go_on(trainer.loggers, wandb_id)
     data = DataModule(source, config["batch_size"], config["seed"], config["num_workers"])
     data.setup()
     TrainBatches(len(data.train), config["batch_size"], config["seed"], world=trainer.world_size)  # that one fits
@@ -112,8 +117,9 @@ def experiment(cfg: DictConfig) -> Experiment:
 
 
 def train(cfg: DictConfig) -> None:
-    """Build a run, and train."""
-    experiment(cfg).run()
+    """Build a run, and train; the run's folder keeps what is printed, `train.log`."""
+    with printed.kept(Path(cfg.output_dir) / LOG) if processes.share().rank == 0 else nullcontext():
+        experiment(cfg).run()
 
 
 def _how_to_go_on(stop: Interrupted, trainer: lightning.Trainer) -> str:
@@ -184,7 +190,7 @@ def _trainer(config: dict[str, Any], T: int) -> lightning.Trainer:
     _match_processes(options)
     build.sampler(config["sampler"], T)
     callbacks = [*_callbacks(config, T), Interrupt()]
-    loggers = [build.instance(f"logger.{name}", node) for name, node in config["logger"].items()]
+    chosen_loggers = [build.instance(f"logger.{name}", node) for name, node in config["logger"].items()]
     fixed = {
         "max_epochs": -1,
         "check_val_every_n_epoch": None,
@@ -202,7 +208,7 @@ def _trainer(config: dict[str, Any], T: int) -> lightning.Trainer:
             f"trainer.{name} is set by ddpm itself; trainer.max_steps is the length of a run, the groups callbacks, "
             f"logger and strategy say what is shown and kept, and how processes share the work"
         )
-    trainer: lightning.Trainer = build.instance("trainer", options, callbacks=callbacks, logger=loggers, **fixed)
+    trainer: lightning.Trainer = build.instance("trainer", options, callbacks=callbacks, logger=chosen_loggers, **fixed)
     return trainer
 
 
@@ -234,8 +240,11 @@ def _callbacks(config: dict[str, Any], T: int) -> list[lightning.Callback]:
     return built
 
 
-def _check_resume(config: dict[str, Any], here: dict[str, Any], max_steps: int) -> int:
-    """The step of the checkpoint, which must have been trained as is configured; where the data lies may differ."""
+def _check_resume(config: dict[str, Any], here: dict[str, Any], max_steps: int) -> tuple[int, str | None]:
+    """The step and the W&B run of the checkpoint, which must have been trained as is configured.
+
+    Where the data lies may differ.
+    """
     content = checkpoint.read(Path(config["ckpt"]), trusted=_packages(config))
     trained = content["ddpm_config"]
 
@@ -257,7 +266,7 @@ def _check_resume(config: dict[str, Any], here: dict[str, Any], max_steps: int) 
             f"ckpt={config['ckpt']} has been trained for {content['global_step']} steps already; "
             f"give a trainer.max_steps above that"
         )
-    return int(content["global_step"])
+    return int(content["global_step"]), content.get("wandb_id")
 
 
 def _packages(config: Any) -> list[str]:

@@ -17,6 +17,7 @@ from ddpm.conditioning.none import Unconditional
 from ddpm.data.datamodule import Batch
 from ddpm.diffusion import Diffusion
 from ddpm.ema import EMA
+from ddpm.lit.loggers import run_id
 from ddpm.lit.quartiles import NEVER, QuartileLoss
 from ddpm.loss.base import Loss
 from ddpm.noise import IndexedNoise, Stream, seed_from
@@ -71,6 +72,7 @@ class DDPM(lightning.LightningModule):
         self.quartiles = QuartileLoss(diffusion.T)
         self.validation_loss = MeanMetric()
         self.results: dict[str, float] = {}
+        self._step: dict[str, Tensor | float] = {}
 
     @property
     def averaged(self) -> Diffusion:
@@ -127,9 +129,26 @@ class DDPM(lightning.LightningModule):
             for name, mean in self.quartiles.compute().items():
                 self.log(f"train/{name}", mean, prog_bar=name == "loss")
             self.quartiles.reset()
+            self.log_dict({f"train/{name}": value for name, value in self._step.items()})
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradients, and keep the norm that they had before."""
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        norm = nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
+        self._step["gradient_norm"] = norm
+        if gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
+            nn.utils.clip_grads_with_norm_(weights, gradient_clip_val, norm)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """A step of the optimizer, which the averaged weights follow."""
+        self._step["learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         super().optimizer_step(*args, **kwargs)
         self.ema.update(self.diffusion.network, updates=self.global_step)
 
@@ -142,8 +161,9 @@ class DDPM(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warm_up, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store what rebuilds the model, and the losses since they were logged last, over all processes."""
+        """Store what rebuilds the model, the W&B run, and the losses of all processes since they were logged last."""
         checkpoint["ddpm_config"] = self.config
+        checkpoint["wandb_id"] = run_id(self.trainer.loggers)
         checkpoint["unlogged"] = {name: summed(getattr(self.quartiles, name)) for name in ("total", "weight")}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
