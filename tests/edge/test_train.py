@@ -275,8 +275,11 @@ def test_resuming_with_another_model_is_refused(uninterrupted, train, tmp_path, 
 # ---------------------------------------------------------------- losses
 
 
-def test_the_logged_loss_is_the_weighted_mean_of_the_batch(compose, bare, train, tmp_path):
-    overrides = ("network.dropout=0", "trainer.log_every_n_steps=1", "trainer.max_steps=1")
+@pytest.mark.parametrize(("loss", "factor"), [("simple", 1), ("vlb", 20)])
+def test_the_logged_loss_is_the_weighted_mean_of_the_batch_and_the_whole_bound_of_vlb(
+    compose, bare, train, tmp_path, loss, factor
+):
+    overrides = ("network.dropout=0", "trainer.log_every_n_steps=1", "trainer.max_steps=1", f"loss={loss}")
     train(tmp_path, *overrides)
     again = experiment(compose("train", *bare, *overrides, f"output_dir='{tmp_path}'"))
     module, batch = again.module.train(), next(iter(again.data.train_dataloader()))
@@ -286,7 +289,7 @@ def test_the_logged_loss_is_the_weighted_mean_of_the_batch(compose, bare, train,
     noise = torch.randn(x_0.shape, generator=own)
     losses = module.losses(module.diffusion, x_0, t, noise).detach()
     assert losses.shape == (16,)
-    assert metrics(tmp_path)["train/loss"] == [pytest.approx(float((weight * losses).mean()), rel=1e-6)]
+    assert metrics(tmp_path)["train/loss"] == [pytest.approx(factor * float((weight * losses).mean()), rel=1e-6)]
 
 
 def test_the_loss_and_its_quartiles_are_weighted_means_over_time():

@@ -87,7 +87,7 @@ class DDPM(lightning.LightningModule):
         losses = self.losses(self.diffusion.given(label), batch.x_0, t, noise)
         if self.time_sampler.learns:
             self.time_sampler.update(*(values.flatten() for values in self.all_gather((t, losses.detach()))))
-        self.quartiles.update(t, losses, weight, self.global_step)
+        self.quartiles.update(t, self.loss.logged(losses, self.diffusion.T), weight, self.global_step)
         return (weight * losses).mean()
 
     def losses(self, diffusion: Diffusion, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ class DDPM(lightning.LightningModule):
         fraction = (batch.index.double() * 0.6180339887498949) % 1
         t = (fraction * self.diffusion.T).long() + 1
         losses = self.losses(self.averaged.given(batch.label), batch.x_0, t, noise(0))
-        self.validation_loss.update(losses)
+        self.validation_loss.update(self.loss.logged(losses, self.diffusion.T))
         self.log("val/loss", self.validation_loss, prog_bar=True)
         self.log("step", float(self.global_step), batch_size=len(losses))
 
