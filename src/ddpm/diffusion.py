@@ -29,6 +29,8 @@ class Diffusion(nn.Module):
         levels: K, the number of grey levels of the data.
         classes: number of classes that the network can be given, 0 if it is unconditional. Label number `classes`, or
             none, stands for no class.
+    Raises:
+        ValueError: the parameterization says nothing of the image at the end of the chain.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Diffusion(nn.Module):
         classes: int = 0,
     ) -> None:
         super().__init__()
+        parameterization.check(process)
         self.network = network
         self.process = process
         self.parameterization = parameterization

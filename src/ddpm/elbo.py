@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ddpm.diffusion import Diffusion
-from ddpm.gaussian import bits_per_dim, discretised_log_likelihood, kl
+from ddpm.gaussian import bits_per_dim, discretised_log_likelihood, kl, log1mexp
 from ddpm.prediction import Prediction
 from ddpm.process import Process
 from ddpm.tables import same
@@ -24,8 +24,8 @@ from ddpm.tables import same
 
 def prior(process: Process, x_0: Tensor) -> Tensor:
     """L_T in nats per image, shape (B,), float64: 1/2 sum(alpha_bar x_0^2 - alpha_bar - log(1 - alpha_bar))."""
-    alpha_bar = process.alpha_bar[-1]
-    return 0.5 * (alpha_bar * x_0.double() ** 2 - alpha_bar - torch.log1p(-alpha_bar)).flatten(1).sum(1)
+    alpha_bar, log_variance = process.alpha_bar[-1], log1mexp(process.log_alpha_bar[-1])
+    return 0.5 * (alpha_bar * x_0.double() ** 2 - alpha_bar - log_variance).flatten(1).sum(1)
 
 
 def term(prediction: Prediction, x_0: Tensor) -> Tensor:

@@ -20,11 +20,15 @@ class VPSDE:
 
     Args:
         process: the chain.
+    Raises:
+        ValueError: beta_T = 1, which no SDE reaches.
     """
 
     def __init__(self, process: Process) -> None:
+        if process.zero_terminal_snr:
+            raise ValueError("no SDE has a terminal SNR of zero (beta_T = 1): its beta would be infinite")
         self.T = process.T
-        self.log_alpha_bar = process.alpha_bar.log()
+        self.log_alpha_bar = process.log_alpha_bar
 
     def beta(self, s: Tensor) -> Tensor:
         """beta(s), float64, the shape of s, s in (0, 1]; constant on each step of the chain."""

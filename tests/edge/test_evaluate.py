@@ -329,7 +329,7 @@ SAMPLERS = sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / "s
 def test_every_sampler_draws_the_same_images_in_any_batch_and_can_be_evaluated(run, run_entry, compose, tmp_path, name):
     model = load(run[0] / "last.ckpt")
     node = compose("sample", "ckpt=none", f"sampler={name}", "sampler.steps=8").sampler
-    sampler = build.sampler(node, model.T)
+    sampler = build.sampler(node, model.process)
 
     def levels(batch_size):
         parts = draw(model, sampler, (1, 8, 8), range(64), 3, batch_size)

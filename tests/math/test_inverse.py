@@ -222,7 +222,7 @@ def test_dps_meets_the_measurement(operator):
 @pytest.mark.parametrize("solver", [MMPS(), PiGDM(), Replacement()], ids=lambda each: type(each).__name__)
 def test_other_solvers_need_a_linear_operator(solver):
     with pytest.raises(ValueError, match="choose solver=dps"):
-        solver.check(Function(f"{__name__}.squashed"))
+        solver.check(Function(f"{__name__}.squashed"), PROCESS)
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,7 @@ def prepare(subject: Subject) -> Callable[[Path], dict[str, Any]]:
         raise ValueError(f"ode.divergence must be {' or '.join(DIVERGENCES)}, got {options.divergence!r}")
     if options.rtol <= 0 or options.atol <= 0:
         raise ValueError(f"ode.rtol and ode.atol must be above 0, got {options.rtol} and {options.atol}")
-    if model.T < 2:
-        raise ValueError("the probability-flow ODE needs a chain of at least 2 steps")
+    ode.check(model.process)
     n = subject.count(options.n_images)
 
     def run(folder: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Denoising diffusion implicit models, Song, Meng & Ermon 2021."""
 
+import torch
 from torch import Tensor
 
 from ddpm.diffusion import Diffusion
@@ -34,6 +35,8 @@ class DDIM(Sampler):
             return at.x_0
         process = chain.process
         s = self.eta * (0.5 * process.log_beta_tilde[step]).exp()
-        along = (process.sigma[step - 1] ** 2 - s**2).clamp(min=0).sqrt()
+        # 1 - alpha_bar' - s^2, without the cancellation at eta = 1.
+        deterministic, ancestral = process.sigma[step - 1], process.c_t[step] * process.sigma[step]
+        along = torch.lerp(deterministic**2, ancestral**2, self.eta**2).sqrt()
         x = process.sqrt_alpha_bar[step - 1] * at.x_0 + along * at.eps
         return x + s * noise(step) if self.eta > 0 else x

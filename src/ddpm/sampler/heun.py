@@ -11,6 +11,8 @@ from ddpm.sampler.base import Noise, Sampler, State
 class Heun(Sampler):
     """dz / ds = eps for z = x / sqrt(alpha_bar) and s = sigma / sqrt(alpha_bar): 2 evaluations a step, 1 the last."""
 
+    needs_signal = True
+
     def __init__(self, steps: int | None = None, clip: bool | float = True, spacing: str = "karras") -> None:
         super().__init__(steps, clip, spacing)
 

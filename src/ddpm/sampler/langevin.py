@@ -21,6 +21,8 @@ class Langevin(Sampler):
         others: as in `Sampler`.
     """
 
+    needs_signal = True
+
     def __init__(
         self,
         steps: int | None = None,

@@ -22,6 +22,8 @@ class PredictorCorrector(Sampler):
         others: as in `Sampler`.
     """
 
+    needs_signal = True
+
     def __init__(
         self,
         steps: int | None = None,

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ddpm.diffusion import Diffusion
-from ddpm.operator.base import Measurement, linear
+from ddpm.operator.base import Measurement, Operator, linear
 from ddpm.parameterization.x0 import X0
+from ddpm.process import Process
 from ddpm.sampler.base import Noise, Sampler
 from ddpm.solver.base import Solver, conjugate_gradient
 
@@ -51,6 +52,14 @@ class PosteriorSolver(Solver):
         if iterations < 1:
             raise ValueError(f"solver.iterations must be at least 1, got {iterations}")
         self.iterations = iterations
+
+    def check(self, operator: Operator, process: Process) -> None:
+        super().check(operator, process)
+        if process.zero_terminal_snr:
+            raise ValueError(
+                "this solver needs a terminal SNR above zero, but this model's is zero (beta_T = 1): x_T says "
+                "nothing of the covariance of x_0; choose solver=dps or replacement"
+            )
 
     @abstractmethod
     def covariance(self, at: Denoised, v: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ def prepare(subject: Subject) -> Callable[[Path], None]:
     operator: Operator = build.instance("operator", cfg.operator)
     solver: Solver = build.instance("solver", cfg.solver)
     operator.check(subject.shape)
-    solver.check(operator)
+    solver.check(operator, subject.model.process)
     if cfg.lpips:
         restoration.check_lpips()
     x_0 = _images(subject)
