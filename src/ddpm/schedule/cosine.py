@@ -29,11 +29,10 @@ class Cosine(Schedule):
             raise ValueError(f"beta_max must be in (0, 1], got {self.beta_max}; Nichol & Dhariwal use 0.999")
 
     def beta(self) -> Tensor:
-        time = torch.linspace(0, 1, self.T + 1, dtype=torch.float64)
-        angle = (time + self.s) / (1 + self.s) * math.pi / 2
-        before, now = angle[:-1], angle[1:]
         apart = math.pi / 2 / (self.T * (1 + self.s))
-        # 1 - cos^2(now) / cos^2(before), without the cancellation.
-        beta = math.sin(apart) * (now + before).sin() / before.cos() ** 2
+        angle = apart * torch.arange(self.T, -1, -1, dtype=torch.float64)  # f(t) = sin^2(angle)
+        before, now = angle[:-1], angle[1:]
+        # 1 - sin^2(now) / sin^2(before), without the cancellation.
+        beta = math.sin(apart) * (now + before).sin() / before.sin() ** 2
         beta[-1] = 1  # f(T) = 0
         return beta.clamp(max=self.beta_max)
