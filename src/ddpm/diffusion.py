@@ -11,7 +11,7 @@ from ddpm.guidance import CONDITIONAL, Given, Guidance
 from ddpm.parameterization.base import Parameterization
 from ddpm.parameterization.eps import Eps
 from ddpm.parameterization.x0 import X0
-from ddpm.prediction import Prediction
+from ddpm.prediction import Clip, Prediction
 from ddpm.process import Process
 from ddpm.tables import distinct
 from ddpm.variance.base import Variance
@@ -61,7 +61,7 @@ class Diffusion(nn.Module):
         """Length of the chain."""
         return self.process.T
 
-    def predict(self, x_t: Tensor, t: Tensor, clip: bool | float = False) -> Prediction:
+    def predict(self, x_t: Tensor, t: Tensor, clip: Clip = False) -> Prediction:
         """One evaluation of the network.
 
         Args:
@@ -72,7 +72,7 @@ class Diffusion(nn.Module):
         y, raw = self._read(x_t, self.process.times[distinct(t)])
         return Prediction(self, x_t, t, y, raw, clip)
 
-    def score(self, x_t: Tensor, t: Tensor, clip: bool | float = False) -> Tensor:
+    def score(self, x_t: Tensor, t: Tensor, clip: Clip = False) -> Tensor:
         """grad log q(x_t) as the model has it, Song et al. 2021; arguments as in `predict`."""
         return self.predict(x_t, t, clip).score
 
@@ -92,7 +92,7 @@ class Diffusion(nn.Module):
         out = self.network(x, (original_t - 1).expand(len(x))).to(x.dtype)
         return out.chunk(2, dim=1) if self.variance.extra_channels else (out, None)
 
-    def p(self, x_t: Tensor, t: Tensor, clip: bool | float = False) -> Gaussian:
+    def p(self, x_t: Tensor, t: Tensor, clip: Clip = False) -> Gaussian:
         """p(x_{t-1} | x_t), Eq. 1."""
         return self.predict(x_t, t, clip).p
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ddpm.diffusion import Diffusion
 from ddpm.gaussian import bits_per_dim, discretised_log_likelihood, kl, log1mexp
-from ddpm.prediction import Prediction
+from ddpm.prediction import Clip, Prediction
 from ddpm.process import Process
 from ddpm.tables import same
 
@@ -154,7 +154,7 @@ def bound(
     diffusion: Diffusion,
     x_0: Tensor,
     noise: Callable[[int], Tensor],
-    clip: bool = False,
+    clip: Clip = False,
     on_step: Callable[[], None] = lambda: None,
 ) -> Bound:
     """Every term of the bound, with one x_t ~ q(x_t | x_0) for each image and time.
@@ -163,7 +163,7 @@ def bound(
         diffusion: the model, in evaluation mode.
         x_0: grey levels in [-1, 1], shape (B, C, H, W).
         noise: time in 1..T -> the standard normal of x_t, shape (B, C, H, W).
-        clip: clip x^_0 to [-1, 1].
+        clip: clip x^_0 to [-1, 1] (see `Prediction`).
         on_step: called after each of the T evaluations.
     """
     terms, errors = [], []

@@ -378,7 +378,7 @@ def test_the_wrong_kind_of_weights_is_one_line(message, trained, tmp_path):
             "choose solver=dps",
         ),
         ("sample", ("task=inverse", "operator=inpaint", "+operator.sizes=3", "solver=dps"), "sizes"),
-        ("sample", ("sampler=ddim", "sampler.clip=1.5"), "sampler.clip must be true, false, or a quantile"),
+        ("sample", ("sampler=ddim", "sampler.clip=1.5"), "sampler.clip must be true, false, published, or a quantile"),
     ],
 )
 def test_classes_and_measurements_that_cannot_be(message, trained, name, overrides, expected):

@@ -152,10 +152,14 @@ def _module(config: dict[str, Any], source: Source) -> DDPM:
 
 def _stored(config: dict[str, Any], source: Source, classes: int) -> dict[str, Any]:
     """What a checkpoint holds of the configuration: what rebuilds and evaluates the model."""
-    fid = config["callbacks"].get("fid", {})
+    fid, bits_per_dim = (config["callbacks"].get(name, {}) for name in ("fid", "bits_per_dim"))
     return {key: config[key] for key in STORED & {*config}} | {
         "image": {"shape": list(source.shape), "levels": source.levels, "classes": classes},
-        "evaluation": {"features": fid.get("features", "inception"), "n_samples": fid.get("n_samples")},
+        "evaluation": {
+            "features": fid.get("features", "inception"),
+            "n_samples": fid.get("n_samples"),
+            "clip": bits_per_dim.get("clip", False),
+        },
     }
 
 

@@ -20,6 +20,9 @@ from ddpm.tables import Affine, over_time
 class Parameterization(ABC):
     """y_t = a_t x_0 + b_t x_t."""
 
+    is_mean: bool = False
+    """Whether y_t is the mean of p(x_{t-1} | x_t)."""
+
     @abstractmethod
     def coefficients(self, at: Coefficients) -> tuple[Tensor, Tensor]:
         """a_t and b_t at some times, from the tables of the process that the network is trained on, float64, (S,)."""

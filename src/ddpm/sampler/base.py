@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ddpm import spacing
 from ddpm.diffusion import Diffusion
-from ddpm.prediction import Prediction
+from ddpm.prediction import Clip, Prediction, check_clip
 from ddpm.process import Process
 from ddpm.tables import same
 
@@ -36,19 +36,19 @@ class Sampler(ABC):
 
     Args:
         steps: length of the chain, at most the trained one; None for as many.
-        clip: clip x^_0 to [-1, 1]; or a quantile in (0, 1), such as 0.995, for dynamic thresholding (see `Prediction`).
+        clip: clip x^_0 to [-1, 1]; or "published", but not the mean that a mu model predicts; or a quantile in (0, 1),
+            such as 0.995, for dynamic thresholding (see `Prediction`).
         spacing: which times the chain visits, a name in `spacing.SPACINGS`.
     """
 
     needs_signal: bool = False
     """Whether the first step is infinite where x_T is noise alone, alpha_bar_T = 0."""
 
-    def __init__(self, steps: int | None = None, clip: bool | float = True, spacing: str = "uniform") -> None:
+    def __init__(self, steps: int | None = None, clip: Clip = True, spacing: str = "uniform") -> None:
         if steps is not None and steps < 1:
             raise ValueError(f"steps must be at least 1, or null for the whole chain, got {steps}")
         check_spacing(spacing)
-        if not isinstance(clip, bool) and not 0 < clip < 1:
-            raise ValueError(f"sampler.clip must be true, false, or a quantile in (0, 1) such as 0.995, got {clip}")
+        check_clip("sampler.clip", clip)
         self.steps = steps
         self.clip = clip
         self.spacing = spacing

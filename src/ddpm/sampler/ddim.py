@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ddpm.diffusion import Diffusion
-from ddpm.prediction import Prediction
+from ddpm.prediction import Clip, Prediction
 from ddpm.sampler.base import Noise, Sampler, State
 
 
@@ -18,9 +18,7 @@ class DDIM(Sampler):
         others: as in `Sampler`.
     """
 
-    def __init__(
-        self, steps: int | None = None, clip: bool | float = True, spacing: str = "uniform", eta: float = 0.0
-    ) -> None:
+    def __init__(self, steps: int | None = None, clip: Clip = True, spacing: str = "uniform", eta: float = 0.0) -> None:
         super().__init__(steps, clip, spacing)
         if not 0 <= eta <= 1:
             raise ValueError(f"eta must be in [0, 1], got {eta}; 0 is deterministic, 1 ancestral")

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ddpm.diffusion import Diffusion
-from ddpm.prediction import Prediction
+from ddpm.prediction import Clip, Prediction
 from ddpm.sampler.base import Noise, Sampler, State
 
 
@@ -25,7 +25,7 @@ class DPMSolver(Sampler):
     def __init__(
         self,
         steps: int | None = None,
-        clip: bool | float = True,
+        clip: Clip = True,
         spacing: str = "log_snr",
         order: int = 2,
         stochastic: bool = False,

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ddpm.diffusion import Diffusion
-from ddpm.prediction import Prediction
+from ddpm.prediction import Clip, Prediction
 from ddpm.sampler.base import Noise, Sampler, State
 
 
@@ -13,7 +13,7 @@ class Heun(Sampler):
 
     needs_signal = True
 
-    def __init__(self, steps: int | None = None, clip: bool | float = True, spacing: str = "karras") -> None:
+    def __init__(self, steps: int | None = None, clip: Clip = True, spacing: str = "karras") -> None:
         super().__init__(steps, clip, spacing)
 
     def evaluations(self, T: int) -> int:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ddpm.diffusion import Diffusion
-from ddpm.prediction import Prediction
+from ddpm.prediction import Clip, Prediction
 from ddpm.sampler.base import Noise, Sampler, State
 from ddpm.sampler.reverse_sde import reverse_step
 
@@ -27,7 +27,7 @@ class PredictorCorrector(Sampler):
     def __init__(
         self,
         steps: int | None = None,
-        clip: bool | float = True,
+        clip: Clip = True,
         spacing: str = "uniform",
         corrections: int = 1,
         snr: float = 0.01,
