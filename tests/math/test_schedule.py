@@ -59,6 +59,12 @@ def test_sigmoid_is_symmetric_and_flat_at_both_ends():
     assert beta.diff()[0] < 0.02 * beta.diff()[499]
 
 
+def test_warm_up_rises_over_the_fraction_that_is_written():
+    for T, fraction, rising in ((100, 0.29, 29), (1000, 0.1, 100), (15, 0.1, 1)):
+        beta = WarmUp(T, fraction=fraction).beta()
+        assert int((beta < 0.02).sum()) == max(1, rising - 1)
+
+
 def test_warm_up_rises_and_stays():
     beta = WarmUp(fraction=0.25).beta()
     assert (beta[0], beta[249]) == (1e-4, 0.02)

@@ -23,7 +23,7 @@ class Cosine(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.s < 0:
+        if not 0 <= self.s < math.inf:
             raise ValueError(f"s must be at least 0, got {self.s}; Nichol & Dhariwal use 0.008")
         if not 0 < self.beta_max <= 1:
             raise ValueError(f"beta_max must be in (0, 1], got {self.beta_max}; Nichol & Dhariwal use 0.999")
