@@ -143,11 +143,8 @@ def optimizer(node: Any) -> Callable[[Iterable[nn.Parameter]], Optimizer]:
     return make
 
 
-def sampler(node: Any, T: int) -> Sampler:
-    """A sampler that fits a chain of T steps."""
+def sampler(node: Any, process: Process) -> Sampler:
+    """A sampler that fits a chain."""
     built: Sampler = instance("sampler", node)
-    if built.steps is not None and built.steps > T:
-        raise ValueError(
-            f"sampler.steps={built.steps} is more than schedule.T={T}; choose at most {T}, or null for all"
-        )
+    built.check(process)
     return built

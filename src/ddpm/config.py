@@ -63,7 +63,7 @@ class NLLConfig:
     evaluations: int = 10
     n_images: int | None = None
     steps: int | None = None
-    clip: bool = False
+    clip: Any = None
 
 
 @dataclass

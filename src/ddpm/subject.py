@@ -68,7 +68,7 @@ class Subject:
     @cached_property
     def sampler(self) -> Sampler:
         """What the configuration describes, for the model's chain."""
-        return build.sampler(self.sampler_config, self.model.T)
+        return build.sampler(self.sampler_config, self.model.process)
 
     @cached_property
     def sampled(self) -> Diffusion:

@@ -276,6 +276,15 @@ def test_resuming_with_another_model_is_refused(uninterrupted, train, tmp_path, 
 # ---------------------------------------------------------------- losses
 
 
+def test_noise_times_and_dropout_share_no_seed(compose, bare, tmp_path):
+    module = experiment(compose("train", *bare, f"output_dir='{tmp_path}'")).module
+    seeds = set()
+    for step in (0, 1):
+        own, shared = module._generators(step, 0)
+        seeds |= {own.initial_seed(), shared.initial_seed(), torch.initial_seed()}
+    assert len(seeds) == 6
+
+
 @pytest.mark.parametrize(("loss", "factor"), [("simple", 1), ("vlb", 20)])
 def test_the_logged_loss_is_the_weighted_mean_of_the_batch_and_the_whole_bound_of_vlb(
     compose, bare, train, tmp_path, loss, factor

@@ -31,6 +31,7 @@ from ddpm.lit import loggers, report
 from ddpm.lit.callbacks.checkpoint import Checkpoint, WholeFiles
 from ddpm.lit.interrupt import Interrupt, Interrupted
 from ddpm.lit.module import DDPM
+from ddpm.process import Process
 
 EXPECTED_WARNINGS = (
     r"Found \d+ module\(s\) in eval mode",  # the averaged network stays in evaluation mode
@@ -97,7 +98,7 @@ def experiment(cfg: DictConfig) -> Experiment:
     module = _module(config, source)
     if config["compile"]:
         module.diffusion.network.compile()
-    trainer = _trainer(config, module.diffusion.T)
+    trainer = _trainer(config, module.diffusion.process)
     total_batch = config["batch_size"] * trainer.world_size * trainer.accumulate_grad_batches
     module.config = _stored(config, source, module.diffusion.classes) | {"total_batch": total_batch}
     if config["ckpt"] is not None:
@@ -157,14 +158,18 @@ def _module(config: dict[str, Any], source: Source) -> DDPM:
 
 def _stored(config: dict[str, Any], source: Source, classes: int) -> dict[str, Any]:
     """What a checkpoint holds of the configuration: what rebuilds and evaluates the model."""
-    fid = config["callbacks"].get("fid", {})
+    fid, bits_per_dim = (config["callbacks"].get(name, {}) for name in ("fid", "bits_per_dim"))
     return {key: config[key] for key in STORED & {*config}} | {
         "image": {"shape": list(source.shape), "levels": source.levels, "classes": classes},
-        "evaluation": {"features": fid.get("features", "inception"), "n_samples": fid.get("n_samples")},
+        "evaluation": {
+            "features": fid.get("features", "inception"),
+            "n_samples": fid.get("n_samples"),
+            "clip": bits_per_dim.get("clip", False),
+        },
     }
 
 
-def _trainer(config: dict[str, Any], T: int) -> lightning.Trainer:
+def _trainer(config: dict[str, Any], process: Process) -> lightning.Trainer:
     options = dict(config["trainer"])
     max_steps = options.get("max_steps", -1)
     if max_steps < 1:
@@ -188,8 +193,8 @@ def _trainer(config: dict[str, Any], T: int) -> lightning.Trainer:
             f"{options['accumulate_grad_batches']}; give strategy.static_graph=false"
         )
     _match_processes(options)
-    build.sampler(config["sampler"], T)
-    callbacks = [*_callbacks(config, T), Interrupt()]
+    build.sampler(config["sampler"], process)
+    callbacks = [*_callbacks(config, process), Interrupt()]
     chosen_loggers = [build.instance(f"logger.{name}", node) for name, node in config["logger"].items()]
     fixed = {
         "max_epochs": -1,
@@ -226,7 +231,7 @@ def _match_processes(options: dict[str, Any]) -> None:
         )
 
 
-def _callbacks(config: dict[str, Any], T: int) -> list[lightning.Callback]:
+def _callbacks(config: dict[str, Any], process: Process) -> list[lightning.Callback]:
     """The callbacks that are chosen; an experiment may hold settings of others, which have no target then."""
     known = sorted(module.name for module in pkgutil.iter_modules(ddpm.lit.callbacks.__path__))
     built = []
@@ -234,7 +239,7 @@ def _callbacks(config: dict[str, Any], T: int) -> list[lightning.Callback]:
         if "_target_" not in node and name not in known:
             raise ValueError(f"callbacks.{name} has no _target_; the callbacks are {', '.join(known)}")
         if "sampler" in node:
-            build.sampler(node["sampler"], T)
+            build.sampler(node["sampler"], process)
         if "_target_" in node:
             built.append(build.instance(f"callbacks.{name}", node))
     return built

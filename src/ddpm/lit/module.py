@@ -205,9 +205,12 @@ class DDPM(lightning.LightningModule):
             raise ValueError(f"weights are not finite numbers after step {self.global_step}; {remedy}")
 
     def _generators(self, step: int, part: int) -> tuple[torch.Generator, torch.Generator]:
-        """Noise of this rank and of all ranks together at a micro-batch; dropout follows this rank's too."""
-        key = seed_from(self.seed, Stream.TRAINING, step, part, self.global_rank + 1)
-        torch.manual_seed(key)
-        own = torch.Generator(self.device).manual_seed(key)
-        shared = torch.Generator(self.device).manual_seed(seed_from(self.seed, Stream.TRAINING, step, part, 0))
+        """Noise of this rank and of all ranks together at a micro-batch; the dropout of this rank is seeded too."""
+
+        def key(stream: Stream, rank: int) -> int:
+            return seed_from(self.seed, stream, step, part, rank)
+
+        torch.manual_seed(key(Stream.DROPOUT, self.global_rank + 1))
+        own = torch.Generator(self.device).manual_seed(key(Stream.TRAINING, self.global_rank + 1))
+        shared = torch.Generator(self.device).manual_seed(key(Stream.TRAINING, 0))
         return own, shared

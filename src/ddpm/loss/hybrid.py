@@ -1,5 +1,7 @@
 """L_hybrid, Nichol & Dhariwal 2021, Eq. 16."""
 
+import math
+
 from torch import Tensor
 
 from ddpm.loss.base import Loss
@@ -22,7 +24,7 @@ class Hybrid(Loss):
     needs_learned_variance = True
 
     def __init__(self, vlb_weight: float = 0.001) -> None:
-        if vlb_weight <= 0:
+        if not 0 < vlb_weight < math.inf:
             raise ValueError(
                 f"vlb_weight must be positive, got {vlb_weight}; Nichol & Dhariwal use 0.001, and loss=simple is 0"
             )

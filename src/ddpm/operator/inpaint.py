@@ -40,6 +40,7 @@ class Inpaint(LinearOperator):
             raise ValueError(f"operator.size must be at most {min(shape[1:])}, the side of the images, got {self.size}")
         self.known(shape[1], shape[2])
 
+    @torch.inference_mode(False)
     def _known(self, height: int, width: int) -> Tensor:
         """m, shape (H, W), 0 or 1."""
         known = torch.ones(height, width)
