@@ -67,29 +67,32 @@ class OnDisk:
     """Images decoded from their files at every call, for folders larger than memory.
 
     Args:
-        files: N paths.
+        root: the folder that the names are relative to.
+        names: of N files.
         labels: integers, shape (N,).
         decode: path -> uint8 (C, H, W); its repr must state every setting, for the digest.
     """
 
-    def __init__(self, files: Sequence[Path], labels: Tensor, decode: Callable[[Path], Tensor]) -> None:
-        self._files = tuple(files)
+    def __init__(self, root: Path, names: Sequence[str], labels: Tensor, decode: Callable[[Path], Tensor]) -> None:
+        self._root = root
+        self._names = tuple(names)
         self._decode = decode
-        self.labels = _as_labels(labels, len(self._files))
+        self.labels = _as_labels(labels, len(self._names))
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self._names)
 
     def pixels(self, indices: Tensor | Sequence[int]) -> Tensor:
         """uint8 (B, C, H, W)."""
         chosen = torch.as_tensor(indices, dtype=torch.int64).tolist()
-        return torch.stack([self._decode(self._files[i]) for i in chosen])
+        return torch.stack([self._decode(self._root / self._names[i]) for i in chosen])
 
     def digest(self) -> str:
-        """SHA-256 of the settings, the labels, and each file's path, size and time of change."""
+        """SHA-256 of the settings, the labels, and each file's name below root, size and time of change."""
         content = hashlib.sha256(repr(self._decode).encode())
         content.update(self.labels.numpy().tobytes())
-        for file in self._files:
-            state = file.stat()
-            content.update(f"{file}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
+        for name in self._names:
+            state = (self._root / name).stat()
+            content.update(name.encode("utf-8", "surrogateescape"))
+            content.update(f"\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
         return content.hexdigest()
