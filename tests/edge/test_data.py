@@ -26,6 +26,7 @@ from ddpm.data.fashion_mnist import FashionMNIST
 from ddpm.data.image_folder import ImageFolder
 from ddpm.data.images import InMemory, OnDisk
 from ddpm.data.mnist import MNIST
+from ddpm.data.names import numbered
 from ddpm.data.scaling import as_uint8, to_pixels, to_unit
 from ddpm.data.source import Source
 from ddpm.operator.inpaint import Inpaint
@@ -290,6 +291,14 @@ def test_a_damaged_file_of_cifar_is_named_with_the_remedy(source_class, tmp_path
     for fail in (lambda source: source.prepare(), lambda source: source.load("train")):
         with pytest.raises(ValueError, match=f"^{path} is damaged .*; remove it, and put .* under {tmp_path}"):
             fail(source_class(str(tmp_path)))
+
+
+def test_many_classes_are_numbered_in_one_line():
+    assert numbered(MNIST.classes) == "0..9"
+    assert numbered(CIFAR10.classes).startswith("0 airplane, 1 automobile, ")
+    assert numbered(CIFAR100.classes).startswith("0 apple, ")
+    assert numbered(CIFAR100.classes).endswith(", 9 bottle, ..., 99 worm")
+    assert numbered(["a\x1b[2J"]) == "0 a\\x1b[2J"
 
 
 # ---------------------------------------------------------------- folders of images

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ddpm.data.batches import EvalSampler, TrainBatches, TrainSampler
-from ddpm.data.images import Images
+from ddpm.data.images import Images, fingerprint
 from ddpm.data.scaling import to_unit
 from ddpm.data.source import Source, check_split
 
@@ -141,6 +141,10 @@ class DataModule(lightning.LightningDataModule):
         if not self._is_set_up:
             self.train, self.test = self.source.load("train"), self.source.load("test")
             self._is_set_up = True
+
+    def fingerprints(self) -> dict[str, Any]:
+        """Split -> what a checkpoint keeps of its images."""
+        return {split: fingerprint(self.images(split)) for split in ("train", "test")}
 
     def images(self, split: str) -> Images:
         """The images of "train" or "test", loaded if need be."""

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -26,6 +26,25 @@ class Images(Protocol):
     def digest(self) -> str:
         """64 hexadecimal digits that change when the content does: a key for caches."""
         ...
+
+
+def fingerprint(images: Images) -> dict[str, Any]:
+    """What a checkpoint keeps of images, by which others are compared with them."""
+    return {"n": len(images), "of": type(images).__name__, "sha256": images.digest()}
+
+
+def same(before: Any, here: Any) -> bool | None:
+    """Whether two fingerprints are of the same images; None if that cannot be told: one is missing, or one is of pixels
+    in memory and the other of files.
+    """
+    if before and before["n"] == here["n"] and before["of"] != here["of"]:
+        return None
+    return bool(before == here) if before else None
+
+
+def not_compared(split: str) -> str:
+    """Said where `same` is None."""
+    return f"the checkpoint keeps no digest of its {split} images to compare those here with"
 
 
 def _as_labels(labels: Tensor, n: int) -> Tensor:
