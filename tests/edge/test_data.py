@@ -886,6 +886,15 @@ def test_workers_need_no_shared_memory(monkeypatch):
     assert not shared
 
 
+def test_workers_that_cannot_be_started_say_what_to_choose(monkeypatch):
+    def full(loader):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", full)
+    with pytest.raises(ValueError, match=r"num_workers=1 processes .* \(No space left on device; .*; choose fewer"):
+        next(iter(DataModule(Numbered(), 3, num_workers=1).val_dataloader()))
+
+
 @pytest.mark.parametrize("name", ["batch_size", "eval_batch_size", "seed", "num_workers"])
 def test_datamodule_refuses_what_is_out_of_range(name):
     with pytest.raises(ValueError, match=f"^{name} must be at least [01], got -1"):

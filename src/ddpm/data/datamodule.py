@@ -86,7 +86,14 @@ class _Loader(DataLoader[Any]):
 
     def __iter__(self) -> Any:
         """Batches; raises what went wrong with one."""
-        for batch in super().__iter__():
+        try:
+            batches = super().__iter__()
+        except OSError as error:  # of the semaphores, which are in /dev/shm
+            raise ValueError(
+                f"num_workers={self.num_workers} processes that read data cannot be started ({error.strerror}; "
+                f"df /dev/shm shows its space); choose fewer, 0 for none"
+            ) from None
+        for batch in batches:
             if isinstance(batch, Exception):
                 raise batch
             yield batch
