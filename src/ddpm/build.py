@@ -13,6 +13,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ddpm import processes
+from ddpm.data.image_folder import ImageFolder
+from ddpm.data.names import printable
 from ddpm.data.source import Source
 from ddpm.diffusion import Diffusion
 from ddpm.loss.base import Loss
@@ -123,6 +125,31 @@ def diffusion(cfg: Any, shape: tuple[int, int, int], levels: int, classes: int) 
 def source(cfg: Any) -> Source:
     """Where the images come from."""
     return instance("data", cfg["data"])
+
+
+def check_classes(source: Source, image: dict[str, Any]) -> None:
+    """Refuse data whose labels mean other classes than those that a model was trained with.
+
+    Args:
+        source: of the data.
+        image: what the model's checkpoint says of its images.
+    Raises:
+        ValueError: naming the first class that differs.
+    """
+    number, here = image.get("classes", 0), source.classes
+    if number and len(here) != number:
+        raise ValueError(
+            f"the data have {len(here)} classes, but the checkpoint's model was trained with {number}; give it data "
+            f"like those it was trained on"
+        )
+    # a checkpoint without names is of classes in the order of letters
+    before = image.get("class_names") or (sorted(here) if isinstance(source, ImageFolder) else here)
+    for label, (then, now) in enumerate(zip(before, here, strict=False)):
+        if number and then != now:
+            raise ValueError(
+                f"class {label} of the data is {now}, but {printable(then)} of the checkpoint's model; give it data "
+                f"like those it was trained on"
+            )
 
 
 def fetch(source: Source) -> None:

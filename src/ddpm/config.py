@@ -52,6 +52,7 @@ class TrainConfig:
     speed: str = "auto"
     compile: bool = False
     ckpt: str | None = None
+    other_data: bool = False
     output_dir: str = MISSING
 
 
@@ -130,7 +131,7 @@ class SampleConfig:
     batch_size: int = 256
     seed: int | None = None
     sampler: Any = None
-    labels: list[int] | None = None
+    labels: list[Any] | None = None
     guidance: float = 0.0
     guidance_interval: list[float] | None = None
     speed: str = "reference"

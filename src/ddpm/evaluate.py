@@ -59,6 +59,7 @@ def evaluate(cfg: Any) -> dict[str, Any]:
         "weights": cfg.weights,
         "seed": of.seed,
         "data": of.config["data"],
+        "data_of_training": of.of_training,
     }
     for name, run in parts.items():
         result[name] = run(folder)

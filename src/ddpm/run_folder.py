@@ -101,7 +101,8 @@ def _check_same(cfg: DictConfig, folder: Path) -> None:
 
 def comparable(config: Any) -> dict[str, Any]:
     """What makes two runs the same: the configuration without where they write and what they resume."""
-    return json.loads(json.dumps({key: value for key, value in config.items() if key not in ("output_dir", "ckpt")}))
+    left_out = ("output_dir", "ckpt", "other_data")
+    return json.loads(json.dumps({key: value for key, value in config.items() if key not in left_out}))
 
 
 def trim(path: Path, step: int) -> None:

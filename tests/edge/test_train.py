@@ -146,7 +146,13 @@ def test_a_checkpoint_holds_raw_and_averaged_weights_optimizer_and_history(full)
     assert content["state_dict"]["time_sampler.count"].sum() == 6 * 16
     assert content["state_dict"]["time_sampler.losses"].sum() > 0
     assert content["global_step"] == 6
-    assert content["ddpm_config"]["image"] == {"shape": [1, 8, 8], "levels": 17, "classes": 0}
+    image = content["ddpm_config"]["image"]
+    assert {key: image[key] for key in ("shape", "levels", "classes")} == {
+        "shape": [1, 8, 8],
+        "levels": 17,
+        "classes": 0,
+    }
+    assert {split: kept["n"] for split, kept in image["digest"].items()} == {"train": 1437, "test": 360}
 
 
 def test_the_averaged_weights_follow_every_step(train, tmp_path):

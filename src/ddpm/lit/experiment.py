@@ -25,6 +25,7 @@ from ddpm import build, checkpoint, printed, processes, run_folder, speed
 from ddpm.config import MODEL, STORED, plain
 from ddpm.data.batches import TrainBatches
 from ddpm.data.datamodule import DataModule
+from ddpm.data.images import not_compared, same
 from ddpm.data.source import Source
 from ddpm.ema import EMA
 from ddpm.lit import loggers, report
@@ -102,10 +103,13 @@ def experiment(cfg: DictConfig) -> Experiment:
     total_batch = config["batch_size"] * trainer.world_size * trainer.accumulate_grad_batches
     module.config = _stored(config, source, module.diffusion.classes) | {"total_batch": total_batch}
     if config["ckpt"] is not None:
-        step, wandb_id = _check_resume(config, module.config, trainer.max_steps)
-        loggers.go_on(trainer.loggers, wandb_id)
+        content = _check_resume(config, module.config, trainer.max_steps)
+        loggers.go_on(trainer.loggers, content.get("wandb_id"))
     data = DataModule(source, config["batch_size"], config["seed"], config["num_workers"])
     data.setup()
+    module.config["image"]["digest"] = processes.agreed(data.fingerprints() if trainer.is_global_zero else None)
+    if config["ckpt"] is not None:
+        _check_data(config, source, content["ddpm_config"]["image"], module.config["image"]["digest"])
     TrainBatches(len(data.train), config["batch_size"], config["seed"], world=trainer.world_size)  # that one fits
     speed.arrange(module, config["speed"], trainer.strategy.root_device)
     if (
@@ -113,7 +117,8 @@ def experiment(cfg: DictConfig) -> Experiment:
         and trainer.is_global_zero
         and run_folder.goes_on(config["ckpt"], config["output_dir"])
     ):
-        run_folder.trim(Path(config["output_dir"]) / run_folder.METRICS, step)  # last, when nothing can be refused
+        # last, when nothing can be refused
+        run_folder.trim(Path(config["output_dir"]) / run_folder.METRICS, content["global_step"])
     return Experiment(trainer, module, data, config)
 
 
@@ -160,7 +165,12 @@ def _stored(config: dict[str, Any], source: Source, classes: int) -> dict[str, A
     """What a checkpoint holds of the configuration: what rebuilds and evaluates the model."""
     fid, bits_per_dim = (config["callbacks"].get(name, {}) for name in ("fid", "bits_per_dim"))
     return {key: config[key] for key in STORED & {*config}} | {
-        "image": {"shape": list(source.shape), "levels": source.levels, "classes": classes},
+        "image": {
+            "shape": list(source.shape),
+            "levels": source.levels,
+            "classes": classes,
+            "class_names": list(source.classes),
+        },
         "evaluation": {
             "features": fid.get("features", "inception"),
             "n_samples": fid.get("n_samples"),
@@ -245,11 +255,8 @@ def _callbacks(config: dict[str, Any], process: Process) -> list[lightning.Callb
     return built
 
 
-def _check_resume(config: dict[str, Any], here: dict[str, Any], max_steps: int) -> tuple[int, str | None]:
-    """The step and the W&B run of the checkpoint, which must have been trained as is configured.
-
-    Where the data lies may differ.
-    """
+def _check_resume(config: dict[str, Any], here: dict[str, Any], max_steps: int) -> dict[str, Any]:
+    """The content of the checkpoint, which must have been trained as is configured; where the data lies may differ."""
     content = checkpoint.read(Path(config["ckpt"]), trusted=_packages(config))
     trained = content["ddpm_config"]
 
@@ -271,7 +278,24 @@ def _check_resume(config: dict[str, Any], here: dict[str, Any], max_steps: int) 
             f"ckpt={config['ckpt']} has been trained for {content['global_step']} steps already; "
             f"give a trainer.max_steps above that"
         )
-    return int(content["global_step"]), content.get("wandb_id")
+    return content
+
+
+def _check_data(config: dict[str, Any], source: Source, before: Any, digest: dict[str, Any]) -> None:
+    """Refuse to resume on other data than the checkpoint's, unless that is asked for; say if that cannot be told."""
+    if config["other_data"]:
+        return
+    build.check_classes(source, before)
+    for split, here in digest.items():
+        kept = before.get("digest", {}).get(split)
+        alike = same(kept, here)
+        if alike is False:
+            raise ValueError(
+                f"ckpt={config['ckpt']} was trained with other {split} images ({kept['n']:,} then, {here['n']:,} here; "
+                f"pixels, labels or files differ); give it those, or go on with these by other_data=true"
+            )
+        if alike is None and processes.share().rank == 0:
+            print(f"data: {not_compared(split)}")
 
 
 def _packages(config: Any) -> list[str]:

@@ -7,10 +7,12 @@ from typing import Any
 
 import lightning
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ddpm import speed
 from ddpm.data.datamodule import DataModule
+from ddpm.data.names import numbered
 from ddpm.files import written
 from ddpm.lit.module import DDPM
 from ddpm.run_folder import LAST, METRICS, RESULTS, comparable
@@ -48,7 +50,11 @@ def summary(trainer: lightning.Trainer, module: DDPM, data: DataModule, config: 
         f"{trainer.world_size} process(es) on {trainer.accelerator.__class__.__name__.removesuffix('Accelerator')}, "
         f"precision {trainer.precision}, {kernels} (speed={config['speed']})",
     }
+    if data.source.classes:
+        rows["classes"] = f"{len(data.source.classes)}: {escape(numbered(data.source.classes))}"
     _table("Experiment", rows)
+    for note in data.source.notes:
+        print(f"data: {note}")
     print(f"folder: {os.path.relpath(trainer.default_root_dir)}")
 
 
