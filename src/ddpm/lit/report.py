@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ddpm import speed
+from ddpm.command import argument, command, shown
 from ddpm.data.datamodule import DataModule
 from ddpm.files import written
 from ddpm.lit.module import DDPM
@@ -49,7 +51,7 @@ def summary(trainer: lightning.Trainer, module: DDPM, data: DataModule, config: 
         f"precision {trainer.precision}, {kernels} (speed={config['speed']})",
     }
     _table("Experiment", rows)
-    print(f"folder: {os.path.relpath(trainer.default_root_dir)}")
+    print(f"folder: {shown(trainer.default_root_dir)}")
 
 
 LABELS = {
@@ -87,6 +89,7 @@ def results(trainer: lightning.Trainer, module: DDPM, config: dict[str, Any]) ->
     _table(f"Results after {trainer.global_step:,} steps", rows)
     for name, path in found.items():
         if path is not None and path.exists():
-            print(f"{name}: {path}")
+            print(f"{name}: {shown(path)}")
     if (folder / LAST).exists():
-        print(f"evaluate: python evaluate.py ckpt={folder / LAST} metrics=[fid,is,nll]")
+        metrics = shlex.quote("metrics=[fid,is,nll]")
+        print(f"evaluate: {command('evaluate', argument('ckpt', folder / LAST), metrics)}")
