@@ -207,15 +207,11 @@ def check_targets(config: Any, trusted: Sequence[str] = ()) -> None:
         if key == "_target_":
             mine = isinstance(value, str) and OWN.fullmatch(value)
             package = str(value).split(".")[0]
-            argument = shlex.quote(f"trusted=[{package}]")
             if not mine and (package not in trusted or package == "ddpm"):
+                trust = f"if you trust it, pass {shlex.quote(f'trusted=[{package}]')}"
                 raise ValueError(
                     f"the checkpoint names {path} = {value!r}, which is not an option of ddpm; "
-                    + (
-                        f"if you trust it, pass {shlex.quote(f'trusted=[{package}]')}"
-                        if package != "ddpm"
-                        else "it is refused"
-                    )
+                    + (trust if package != "ddpm" else "it is refused")
                 )
         elif key.startswith("_") or "${" in key or (isinstance(value, str) and "${" in value):
             raise ValueError(f"the checkpoint's configuration holds {path}, which ddpm never writes; it is refused")
