@@ -15,6 +15,7 @@ import pytest
 import torch
 from same import assert_same
 
+from ddpm import processes
 from ddpm.command import quoted
 from ddpm.files import written
 from ddpm.lit.callbacks.periodic import Periodic
@@ -33,7 +34,7 @@ OPTIONS = (
 )
 
 PROBE = """
-import os, signal, lightning
+import os, signal, time, lightning
 
 class KillWhileWriting(lightning.Callback):
     '''Ends the process amid the nth checkpoint: it is written, but has not taken its place.'''
@@ -51,7 +52,6 @@ class KillWhileWriting(lightning.Callback):
 
 class Slow(lightning.Callback):
     def on_train_batch_end(self, trainer, *args):
-        import time
         time.sleep(0.05)
 """
 
@@ -359,6 +359,20 @@ def test_a_signal_amid_validation_ends_the_run_and_validation_is_done_again(work
     working(tmp_path, work, f"ckpt='{tmp_path}/last.ckpt'")
     assert work.steps == [3, 6]
     assert_same_run(tmp_path, worked[0])
+
+
+def test_processes_that_follow_one_that_is_stopped_are_stopped_at_once(monkeypatch):
+    started, popen = [], subprocess.Popen
+
+    def start(command, **options):
+        started.append(popen(["sleep", "3600"], **options))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    monkeypatch.setattr(processes, "_connect", lambda **options: None)
+    with pytest.raises(SystemExit), processes._followers("train", 3):
+        sys.exit(128 + signal.SIGTERM)
+    assert [child.returncode for child in started] == [-signal.SIGTERM] * 2
 
 
 def test_a_second_signal_loses_nothing(working, tmp_path, monkeypatch):
