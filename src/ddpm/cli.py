@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ddpm import allocator, processes
+from ddpm import allocator, files, processes
 
 EXPLAINED = (ValueError, OSError, OmegaConfBaseException, HydraException)
 """Errors that their message explains."""
@@ -120,14 +120,7 @@ def new_folder(parent: Path, name: str, leads: bool = True) -> Path:
 
 
 def _new_folder(parent: Path, name: str) -> Path:
-    stem = f"{name}_{time.strftime('%Y-%m-%d_%H-%M-%S')}"
-    for suffix in ("", *(f"_{i}" for i in range(1, 1000))):
-        folder = parent / f"{stem}{suffix}"
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise ValueError(f"cannot write to {parent}: {error.strerror}; choose another output_dir") from error
-        return folder
-    raise ValueError(f"{parent} holds a thousand folders called {stem}; choose another output_dir")
+    try:
+        return files.new_folder(parent / f"{name}_{time.strftime('%Y-%m-%d_%H-%M-%S')}")
+    except OSError as error:
+        raise ValueError(f"cannot write to {parent}: {error.strerror}; choose another output_dir") from error

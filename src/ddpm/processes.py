@@ -201,7 +201,7 @@ def join() -> Share:
     """
     if dist.is_initialized():
         return share()
-    if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
+    if started_together() and "TORCHELASTIC_RUN_ID" not in os.environ:
         slurm = SLURMEnvironment()
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = slurm.main_address, str(slurm.main_port)
         os.environ["RANK"], os.environ["LOCAL_RANK"] = str(slurm.global_rank()), str(slurm.local_rank())
@@ -212,6 +212,11 @@ def join() -> Share:
     if several and {"RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} <= set(os.environ):
         _connect()
     return share()
+
+
+def started_together() -> bool:
+    """Whether torchrun or Slurm has started this process, and its companions with it."""
+    return "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
 
 
 def _connect(**options: Any) -> None:
@@ -246,6 +251,10 @@ def _followers(entry: str, n: int) -> Iterator[None]:
         torch.set_num_threads(int(own["OMP_NUM_THREADS"]))
         _connect(store=store, rank=0, world_size=n)
         yield
+    except SystemExit:  # this process was asked to stop
+        for child in children:
+            child.terminate()
+        raise
     finally:
         done.set()
         _end(children)

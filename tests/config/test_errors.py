@@ -253,7 +253,7 @@ def test_a_foreign_target_in_a_checkpoint_is_refused_before_its_import(message, 
     path = tampered(trained, tmp_path / "foreign", lambda config: config[group].update(_target_="spy_module.Linear"))
     line = message(name, given(path))
     assert f"{group}._target_ = 'spy_module.Linear'" in line
-    assert "if you trust it, pass trusted=[spy_module]" in line
+    assert "if you trust it, pass 'trusted=[spy_module]'" in line
     assert not spy.exists()
 
 

@@ -75,7 +75,7 @@ def test_its_checkpoint_is_refused_without_trust_and_evaluated_with_it(mine):
     assert code != 0
     assert "Traceback" not in stderr
     assert "error: the checkpoint names schedule._target_ = 'my_schedules.Geometric'" in stderr
-    assert "pass trusted=[my_schedules]" in stderr
+    assert "pass 'trusted=[my_schedules]'" in stderr
     code, stdout, stderr = typed(mine, "evaluate.py", *options, "trusted=[my_schedules]")
     assert code == 0, stderr
     assert "bits/dim" in stdout

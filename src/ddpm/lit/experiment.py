@@ -8,6 +8,7 @@ import signal
 import sys
 import warnings
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from omegaconf import DictConfig
 
 import ddpm.lit.callbacks
 from ddpm import build, checkpoint, printed, processes, run_folder, speed
+from ddpm.command import argument, command
 from ddpm.config import MODEL, STORED, plain
 from ddpm.data.batches import TrainBatches
 from ddpm.data.datamodule import DataModule
@@ -29,8 +31,9 @@ from ddpm.data.images import not_compared, same
 from ddpm.data.source import Source
 from ddpm.ema import EMA
 from ddpm.lit import loggers, report
+from ddpm.lit.between_steps import BetweenSteps
 from ddpm.lit.callbacks.checkpoint import Checkpoint, WholeFiles
-from ddpm.lit.interrupt import Interrupt, Interrupted
+from ddpm.lit.interrupt import Interrupted, Signals
 from ddpm.lit.module import DDPM
 from ddpm.process import Process
 
@@ -53,6 +56,7 @@ class Experiment(NamedTuple):
     module: DDPM
     data: DataModule
     config: dict[str, Any]
+    between: BetweenSteps
 
     def run(self) -> None:
         """Train, from the checkpoint if there is one.
@@ -66,17 +70,19 @@ class Experiment(NamedTuple):
             logger.log_hyperparams(self.config)
         if self.trainer.is_global_zero:
             report.summary(self.trainer, self.module, self.data, self.config)
+        signals = self.between.signals
+        signals.install()
         try:
             self.trainer.fit(self.module, datamodule=self.data, ckpt_path=self.config["ckpt"], weights_only=True)
             if self.trainer.is_global_zero:
                 report.results(self.trainer, self.module, self.config)
+            if signals.asked:  # amid the last checkpoint
+                sys.exit(128 + signals.asked)
         except Interrupted as stop:
-            print(_how_to_go_on(stop, self.trainer))
+            print(_how_to_go_on(stop, self.trainer, self.between.saved))
             sys.exit(128 + stop.signal)
         finally:
-            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, Interrupt):
-                    callback.restore()
+            signals.restore()
             for logger in self.trainer.loggers:
                 if isinstance(logger, WandbLogger) and self.trainer.is_global_zero:
                     logger.experiment.finish()  # else the next job of a sweep would write into the same run
@@ -99,7 +105,8 @@ def experiment(cfg: DictConfig) -> Experiment:
     module = _module(config, source)
     if config["compile"]:
         module.diffusion.network.compile()
-    trainer = _trainer(config, module.diffusion.process)
+    between = BetweenSteps(Signals(), partial(_begin, cfg, config))
+    trainer = _trainer(config, module.diffusion.process, between)
     total_batch = config["batch_size"] * trainer.world_size * trainer.accumulate_grad_batches
     module.config = _stored(config, source, module.diffusion.classes) | {"total_batch": total_batch}
     if config["ckpt"] is not None:
@@ -112,14 +119,7 @@ def experiment(cfg: DictConfig) -> Experiment:
         _check_data(config, source, content["ddpm_config"]["image"], module.config["image"]["digest"])
     TrainBatches(len(data.train), config["batch_size"], config["seed"], world=trainer.world_size)  # that one fits
     speed.arrange(module, config["speed"], trainer.strategy.root_device)
-    if (
-        config["ckpt"] is not None
-        and trainer.is_global_zero
-        and run_folder.goes_on(config["ckpt"], config["output_dir"])
-    ):
-        # last, when nothing can be refused
-        run_folder.trim(Path(config["output_dir"]) / run_folder.METRICS, content["global_step"])
-    return Experiment(trainer, module, data, config)
+    return Experiment(trainer, module, data, config, between)
 
 
 def train(cfg: DictConfig) -> None:
@@ -128,20 +128,31 @@ def train(cfg: DictConfig) -> None:
         experiment(cfg).run()
 
 
-def _how_to_go_on(stop: Interrupted, trainer: lightning.Trainer) -> str:
+def _begin(cfg: DictConfig, config: dict[str, Any], rows: int | None) -> None:
+    """Write into the folder of the run what it starts with, and what it takes back of the run that it continues."""
+    folder = Path(config["output_dir"])
+    run_folder.describe(folder, cfg)
+    if rows is not None and run_folder.goes_on(config["ckpt"], folder):
+        run_folder.trim(folder / run_folder.METRICS, rows)
+
+
+def _how_to_go_on(stop: Interrupted, trainer: lightning.Trainer, step: int) -> str:
     """Where the checkpoint is, and the command that resumes it."""
-    folder = Path(os.path.relpath(trainer.default_root_dir))
     name = signal.Signals(stop.signal).name
-    if not (folder / run_folder.LAST).exists():
+    if step < 0:
         return f"{name}: stopped; there is no checkpoint to resume"
+    folder = os.path.relpath(trainer.default_root_dir)
+    place = [argument("ckpt", Path(folder) / run_folder.LAST), argument("hydra.run.dir", folder)]
     hydra = HydraConfig.get() if HydraConfig.initialized() else None
-    typed = [] if hydra is None else [each for each in hydra.overrides.task if not each.startswith("ckpt=")]
-    place = [f"ckpt={folder / run_folder.LAST}", f"hydra.run.dir={folder}"]
-    command = shlex.join(["python", "train.py", *place, *typed])
     if hydra is not None and hydra.mode == RunMode.MULTIRUN:
-        command = f"repeat the command with hydra.sweep.dir={os.path.relpath(hydra.sweep.dir)}"
-    saved = f"saved after step {trainer.global_step}" if stop.saved else "stopped at once"
-    return f"{name}: {saved}; to go on: {command}"
+        line = f"repeat the command with {argument('hydra.sweep.dir', os.path.relpath(hydra.sweep.dir))}"
+    elif processes.started_together():
+        line = f"repeat the command with {' '.join(place)}"
+    else:
+        typed = [] if hydra is None else sys.argv[1:]
+        kept = [each for each in typed if each.lstrip("+").split("=")[0] not in ("ckpt", "hydra.run.dir")]
+        line = command("train", *place, *map(shlex.quote, kept))
+    return f"{name}: saved after step {step}; to go on: {line}"
 
 
 def _module(config: dict[str, Any], source: Source) -> DDPM:
@@ -179,7 +190,7 @@ def _stored(config: dict[str, Any], source: Source, classes: int) -> dict[str, A
     }
 
 
-def _trainer(config: dict[str, Any], process: Process) -> lightning.Trainer:
+def _trainer(config: dict[str, Any], process: Process, between: BetweenSteps) -> lightning.Trainer:
     options = dict(config["trainer"])
     max_steps = options.get("max_steps", -1)
     if max_steps < 1:
@@ -204,7 +215,7 @@ def _trainer(config: dict[str, Any], process: Process) -> lightning.Trainer:
         )
     _match_processes(options)
     build.sampler(config["sampler"], process)
-    callbacks = [*_callbacks(config, process), Interrupt()]
+    callbacks = [between, *_callbacks(config, process)]
     chosen_loggers = [build.instance(f"logger.{name}", node) for name, node in config["logger"].items()]
     fixed = {
         "max_epochs": -1,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ddpm import speed
+from ddpm.command import argument, command, shown
 from ddpm.data.datamodule import DataModule
 from ddpm.data.names import numbered
 from ddpm.files import written
@@ -55,7 +57,7 @@ def summary(trainer: lightning.Trainer, module: DDPM, data: DataModule, config: 
     _table("Experiment", rows)
     for note in data.source.notes:
         print(f"data: {note}")
-    print(f"folder: {os.path.relpath(trainer.default_root_dir)}")
+    print(f"folder: {shown(trainer.default_root_dir)}")
 
 
 LABELS = {
@@ -93,6 +95,7 @@ def results(trainer: lightning.Trainer, module: DDPM, config: dict[str, Any]) ->
     _table(f"Results after {trainer.global_step:,} steps", rows)
     for name, path in found.items():
         if path is not None and path.exists():
-            print(f"{name}: {path}")
+            print(f"{name}: {shown(path)}")
     if (folder / LAST).exists():
-        print(f"evaluate: python evaluate.py ckpt={folder / LAST} metrics=[fid,is,nll]")
+        metrics = shlex.quote("metrics=[fid,is,nll]")
+        print(f"evaluate: {command('evaluate', argument('ckpt', folder / LAST), metrics)}")
