@@ -15,7 +15,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm import processes
+from ddpm import rendezvous
 from ddpm.files import written
 
 LAST = "last.ckpt"
@@ -33,7 +33,7 @@ def claimed(cfg: DictConfig) -> Iterator[DictConfig | None]:
     Raises:
         ValueError: the folder holds another run, or another process is writing to it.
     """
-    if processes.join().rank > 0:
+    if rendezvous.join().rank > 0:
         yield cfg  # the first process decides
         return
     folder = Path(cfg.output_dir)
