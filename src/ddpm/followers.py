@@ -186,25 +186,26 @@ class _Team:
             self.children.append(subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL))
 
     def check(self, grace: float = 0.0) -> None:
-        """Wait some seconds for news of a failure.
+        """Raise what is known of a failure; wait some seconds for its cause if need be.
 
         Raises:
             ChildProcessError: with what the follower that has failed says, or how it ended.
         """
         until = time.monotonic() + grace
-        while not (found := self._failures()) and time.monotonic() < until:
+        while not (found := self._causes()) and time.monotonic() < until:
             time.sleep(0.05)
+        ended = {rank: child.poll() for rank, child in enumerate(self.children, 1)}
+        found += [f"process {rank} has lost the others" for rank, code in ended.items() if code == LEFT_ALONE]
         if found:
             raise ChildProcessError(found[0])
 
-    def _failures(self) -> list[str]:
+    def _causes(self) -> list[str]:
         said = [file.read_text() for file in sorted(self.folder.glob("*.error"))]
         for rank, child in enumerate(self.children, 1):
-            if child.poll() not in (None, 0, LEFT_ALONE):
-                how = child.returncode
-                said.append(
-                    f"process {rank} has ended with {f'status {how}' if how > 0 else signal.Signals(-how).name}"
-                )
+            code = child.poll()
+            if code is not None and code not in (0, LEFT_ALONE):
+                how = f"status {code}" if code > 0 else signal.Signals(-code).name
+                said.append(f"process {rank} has ended with {how}")
         return said
 
     def end(self, grace: float) -> None:
@@ -222,12 +223,13 @@ class _Team:
 def _watch(team: _Team, done: threading.Event) -> None:
     """End this process if another has failed and this one does not notice, waiting for it."""
     while not done.wait(1.0):
-        try:
-            team.check()
-        except ChildProcessError as error:
+        if any(child.poll() for child in team.children):
             if done.wait(GRACE):
                 return
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            try:
+                team.check()
+            except ChildProcessError as error:
+                print(f"error: {error}", file=sys.stderr, flush=True)
             team.end(0.0)
             os._exit(1)
 

@@ -171,9 +171,14 @@ def test_processes_without_the_secret_are_refused(monkeypatch):
 
 @pytest.mark.parametrize(
     ("code", "said"),
-    [("exit 3", "status 3"), ("kill -KILL $$", "SIGKILL"), (f"exit {followers.LEFT_ALONE}", None), ("exit 0", None)],
+    [
+        ("exit 3", "has ended with status 3"),
+        ("kill -KILL $$", "has ended with SIGKILL"),
+        (f"exit {followers.LEFT_ALONE}", "has lost the others"),
+        ("exit 0", None),
+    ],
 )
-def test_it_is_said_how_a_follower_has_ended_unless_it_followed_another(code, said):
+def test_it_is_said_why_or_how_a_follower_has_ended(code, said):
     team = followers._Team()
     try:
         team.children = [subprocess.Popen(["sh", "-c", "exit 0"]), subprocess.Popen(["sh", "-c", code])]
@@ -182,7 +187,7 @@ def test_it_is_said_how_a_follower_has_ended_unless_it_followed_another(code, sa
         if said is None:
             team.check()
         else:
-            with pytest.raises(ChildProcessError, match=f"^process 2 has ended with {said}$"):
+            with pytest.raises(ChildProcessError, match=f"^process 2 {said}$"):
                 team.check()
             (team.folder / "1.error").write_text("process 1: its reason")
             with pytest.raises(ChildProcessError, match=r"^process 1: its reason$"):
