@@ -23,7 +23,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from ddpm import processes
+from ddpm import rendezvous
 from ddpm.command import argument, quoted, shown
 from ddpm.files import UNSUPPORTED, new_folder, warn_once, written
 
@@ -42,7 +42,7 @@ def claimed(cfg: DictConfig) -> Iterator[DictConfig | None]:
     Raises:
         ValueError: the folder holds another run or a way out of it, or another process is writing to it.
     """
-    if processes.join().rank > 0:
+    if rendezvous.join().rank > 0:
         yield cfg  # the first process decides
         return
     folder = Path(cfg.output_dir)

@@ -3,12 +3,12 @@
 import json
 import os
 import pickle
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import waiting
 from hydra.core.config_store import ConfigStore
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
@@ -21,13 +21,10 @@ ROOT = Path(__file__).parents[2]
 
 def shell(*arguments, cwd=ROOT, **environment):
     """Exit code and standard error of a command, as typed."""
-    done = subprocess.run(
+    done = waiting.run(
         [sys.executable, *arguments],
         cwd=cwd,
         env=os.environ | {"OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "0"} | environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
     )
     return done.returncode, done.stderr
 

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import waiting
 from same import assert_same
 
-from ddpm import processes
+from ddpm import followers, rendezvous
 from ddpm.command import quoted
 from ddpm.files import written
 from ddpm.lit.callbacks.periodic import Periodic
@@ -51,8 +52,30 @@ class KillWhileWriting(lightning.Callback):
         os.fsync = counted
 
 class Slow(lightning.Callback):
+    '''Takes a while for each step, and does not go beyond twelve.'''
+
+    def on_train_start(self, trainer, module):
+        self.left = 12
+
     def on_train_batch_end(self, trainer, *args):
+        self.left -= 1
+        while self.left <= 0:
+            time.sleep(1)
         time.sleep(0.05)
+
+class Held(lightning.Callback):
+    '''Does not go beyond the tenth step until there is a signal.'''
+
+    def on_train_batch_end(self, trainer, *args):
+        if trainer.global_step != 10:
+            return
+        seen = []
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            before = signal.getsignal(signum)
+            signal.signal(signum, lambda *given, before=before: (seen.append(given), before(*given)))
+        open(f"{trainer.default_root_dir}/held", "w").close()
+        while not seen:
+            time.sleep(0.01)
 """
 
 
@@ -63,24 +86,19 @@ def arguments(bare, folder, *more):
 @pytest.fixture
 def env(tmp_path):
     (tmp_path / "probe.py").write_text(PROBE)
-    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return os.environ | {"OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "0", "PYTHONPATH": path}
+    return waiting.with_modules(tmp_path) | {"OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "0"}
 
 
-def run(typed, env, code=0):
-    done = subprocess.run(typed, env=env, capture_output=True, text=True, timeout=200)
+def run(typed, env, code=0, **options):
+    done = waiting.run(typed, env=env, **options)
     assert done.returncode == code, done.stderr[-3000:]
     return done.stdout
 
 
 def started(typed, env, folder):
     """A run that has written its first checkpoint."""
-    process = subprocess.Popen(typed, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    until = time.monotonic() + 100
-    while not (folder / "last.ckpt").exists():
-        assert time.monotonic() < until
-        assert process.poll() is None, process.communicate()[1][-3000:]
-        time.sleep(0.01)
+    process = waiting.start(typed, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    waiting.until((folder / "last.ckpt").exists, process)
     return process
 
 
@@ -122,8 +140,7 @@ def test_killed_at_random_moments_a_run_ends_as_if_it_had_not_been(bare, whole, 
             break
         before = content(folder)["global_step"] if ckpt else -1
         process = started(arguments(bare, folder, slow, *ckpt), env, folder)
-        while content(folder)["global_step"] == before:  # it has gone on
-            assert process.poll() is None, process.communicate()[1][-3000:]
+        waiting.until(lambda before=before: content(folder)["global_step"] > before, process)  # it has gone on
         time.sleep(dice.uniform(0, 0.25))
         process.kill()
         process.communicate()
@@ -151,22 +168,20 @@ def test_killed_while_a_checkpoint_is_written_the_one_before_is_whole(bare, whol
 def test_a_signal_saves_and_the_command_that_is_shown_goes_on(bare, whole, env, tmp_path, signum):
     folder = tmp_path / "lr=1, [a] b's"
     rare = ("callbacks.checkpoint.every_n_steps=1000", "callbacks.checkpoint.keep_every_n_steps=null")
-    typed = arguments(bare, folder, *rare, "+callbacks.slow._target_=probe.Slow")
-    process = subprocess.Popen(typed, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
-    while not (folder / "metrics.csv").exists():
-        assert process.poll() is None, process.communicate()[1][-3000:]
-        time.sleep(0.01)
+    typed = arguments(bare, folder, *rare, "+callbacks.held._target_=probe.Held")
+    process = waiting.start(typed, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    waiting.until((folder / "held").exists, process)
     process.send_signal(signum)
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = waiting.finish(process)
     assert process.returncode == 128 + signum
     assert "Traceback" not in stderr
     (line,) = [line for line in stdout.splitlines() if "to go on: " in line]
     step = content(folder)["global_step"]
-    assert 7 <= step < STEPS
+    assert step == 10
     said, command = line.split("; to go on: ")
     assert said == f"{signum.name}: saved after step {step}"
     assert " 'callbacks=[checkpoint]' " in command
-    subprocess.run(["bash", "-c", command], env=env, cwd=tmp_path, check=True, capture_output=True)
+    run(["bash", "-c", command], env, cwd=tmp_path)
     assert_same_run(folder, whole)
 
 
@@ -181,9 +196,7 @@ def test_a_full_disk_ends_in_one_line_and_leaves_the_last_checkpoint(bare, env, 
     def full():
         resource.setrlimit(size, (len(before) // 2, len(before) // 2))
 
-    done = subprocess.run(
-        [*typed, f"ckpt={folder}/last.ckpt"], env=env, capture_output=True, text=True, timeout=100, preexec_fn=full
-    )
+    done = waiting.run([*typed, f"ckpt={folder}/last.ckpt"], env=env, preexec_fn=full)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
@@ -199,7 +212,7 @@ def test_a_second_run_in_a_folder_is_refused_and_changes_nothing(bare, env, tmp_
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     for more in ((), ("loss=vlb",)):
         typed = arguments(bare, folder, "trainer.max_steps=3", *more)
-        done = subprocess.run(typed, env=env, capture_output=True, text=True, timeout=100)
+        done = waiting.run(typed, env=env)
         assert done.returncode == 1
         assert "of another run, which would be lost; resume it with ckpt=" in done.stderr
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
@@ -211,7 +224,7 @@ def test_two_runs_at_once_do_not_share_a_folder(bare, env, tmp_path):
     slow = ("trainer.max_steps=100000", "+callbacks.slow._target_=probe.Slow")
     process = started(arguments(bare, folder, *slow), env, folder)
     resume = arguments(bare, folder, slow[0], f"ckpt={folder}/last.ckpt")
-    done = subprocess.run(resume, env=env, capture_output=True, text=True, timeout=100)
+    done = waiting.run(resume, env=env)
     process.kill()
     process.communicate()
     assert done.returncode == 1
@@ -369,10 +382,10 @@ def test_processes_that_follow_one_that_is_stopped_are_stopped_at_once(monkeypat
         return started[-1]
 
     monkeypatch.setattr(subprocess, "Popen", start)
-    monkeypatch.setattr(processes, "_connect", lambda **options: None)
-    with pytest.raises(SystemExit), processes._followers("train", 3):
+    monkeypatch.setattr(rendezvous, "connect", lambda *given: None)
+    with pytest.raises(SystemExit), followers._followers("train", 3):
         sys.exit(128 + signal.SIGTERM)
-    assert [child.returncode for child in started] == [-signal.SIGTERM] * 2
+    assert [child.returncode for child in started] == [-signal.SIGKILL] * 2
 
 
 def test_a_second_signal_loses_nothing(working, tmp_path, monkeypatch):

@@ -5,13 +5,13 @@ import inspect
 import math
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import lightning
 import pytest
 import torch
+import waiting
 from PIL import Image
 from same import assert_same
 
@@ -50,13 +50,10 @@ def assert_same_training(a, b):
 
 
 def typed(folder, *arguments):
-    done = subprocess.run(
+    done = waiting.run(
         [sys.executable, str(ROOT / "train.py"), *arguments],
         cwd=folder,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

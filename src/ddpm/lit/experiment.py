@@ -22,7 +22,7 @@ from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig
 
 import ddpm.lit.callbacks
-from ddpm import build, checkpoint, printed, processes, run_folder, speed
+from ddpm import build, checkpoint, printed, processes, rendezvous, run_folder, speed
 from ddpm.command import argument, command
 from ddpm.config import MODEL, STORED, plain
 from ddpm.data.batches import TrainBatches
@@ -146,7 +146,7 @@ def _how_to_go_on(stop: Interrupted, trainer: lightning.Trainer, step: int) -> s
     hydra = HydraConfig.get() if HydraConfig.initialized() else None
     if hydra is not None and hydra.mode == RunMode.MULTIRUN:
         line = f"repeat the command with {argument('hydra.sweep.dir', os.path.relpath(hydra.sweep.dir))}"
-    elif processes.started_together():
+    elif rendezvous.started_together():
         line = f"repeat the command with {' '.join(place)}"
     else:
         typed = [] if hydra is None else sys.argv[1:]
