@@ -58,6 +58,29 @@ def _check_types(group: str, node: DictConfig) -> None:
                 raise ValueError(f"{group}.{key} must be {names}, got {value!r}")
 
 
+def keywords(node: Any) -> dict[str, Any]:
+    """The keywords that the target of a config node has defaults for, with these."""
+    try:
+        parameters = inspect.signature(pkgutil.resolve_name(str(node.get("_target_", "")))).parameters
+    except (ImportError, AttributeError, ValueError, TypeError):
+        return {}  # Hydra says what is wrong with it
+    return {name: each.default for name, each in parameters.items() if each.default is not each.empty}
+
+
+def instead(asked: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """The config node that takes the place of another of its group.
+
+    Args:
+        asked: what is asked for: fields of the node before, or another target with fields of its own.
+        before: the node before; what it sets to other than its defaults is kept where the other target has it too.
+    """
+    if "_target_" not in asked:
+        return before | asked
+    own, others = keywords(asked), keywords(before)
+    kept = {name: value for name, value in before.items() if name in own and value != others.get(name)}
+    return own | kept | asked
+
+
 def _reason(error: InstantiationException, node: DictConfig) -> str:
     cause = error.__cause__
     if isinstance(cause, TypeError) and "keyword argument" in str(cause):

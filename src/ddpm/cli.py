@@ -3,6 +3,7 @@
 import errno
 import functools
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -11,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ddpm import allocator, processes
+from ddpm import allocator, build, processes
 
 EXPLAINED = (ValueError, OSError, OmegaConfBaseException, HydraException)
 """Errors that their message explains."""
@@ -66,7 +68,8 @@ def explained(error: BaseException) -> str:
     """What the user is told of an error of `EXPLAINED`."""
     if isinstance(error, HydraException):  # its own messages list options, one a line
         cause = error.__cause__
-        return f"{error}\n{cause}" if isinstance(cause, OmegaConfBaseException) else str(error)
+        text = re.sub("To append to your (config|default list) use", "If it is not misspelt, add it with", str(error))
+        return f"{text}\n{cause}" if isinstance(cause, OmegaConfBaseException) else text
     if isinstance(error, OSError) and error.strerror:
         remedy = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "check the path"
         where = f" {error.filename}" if error.filename else ""
@@ -78,8 +81,19 @@ def lead(entry: str, cfg: DictConfig | None) -> Any:
     """Carry out the job of an entry point, on as many processes as it asks for; None is nothing to do."""
     if cfg is None:
         return processes.lead(entry, None, 1)
+    if entry != "train":
+        _leave_what_is_asked(cfg.sampler)
     kind, asked = (cfg.trainer.accelerator, cfg.trainer.devices) if entry == "train" else (cfg.device, cfg.devices)
     return processes.lead(entry, cfg, processes.devices(kind, asked))
+
+
+def _leave_what_is_asked(sampler: DictConfig) -> None:
+    """Take the defaults that nobody has typed out of a chosen sampler: the training run's values come before them."""
+    typed = OverridesParser.create().parse_overrides([*HydraConfig.get().overrides.task])
+    given = {each.key_or_group for each in typed}
+    for name, default in build.keywords(sampler).items():
+        if f"sampler.{name}" not in given and name in sampler and sampler[name] == default:
+            del sampler[name]
 
 
 def check(cfg: DictConfig) -> None:

@@ -18,6 +18,11 @@ STORED = {*MODEL, "loss", "time_sampler", "sampler", "data", "seed", "image", "e
 """What a checkpoint holds of the configuration: what rebuilds, resumes and evaluates the model."""
 
 
+def _unchosen() -> DictConfig:
+    """A group of which no option is chosen; its fields can be given all the same."""
+    return OmegaConf.create({}, flags={"struct": False})
+
+
 @dataclass
 class EMAConfig:
     """The average of the weights."""
@@ -98,7 +103,7 @@ class EvaluateConfig:
     features: str | None = None
     features_dtype: str = "float32"
     inception_weights: str | None = None
-    sampler: Any = None
+    sampler: Any = field(default_factory=_unchosen)
     guidance: float = 0.0
     guidance_interval: list[float] | None = None
     guidance_scales: list[float] = field(default_factory=lambda: [0.0, 0.5, 1.0, 2.0, 3.0])
@@ -129,15 +134,15 @@ class SampleConfig:
     weights: str = "ema"
     batch_size: int = 256
     seed: int | None = None
-    sampler: Any = None
+    sampler: Any = field(default_factory=_unchosen)
     labels: list[int] | None = None
     guidance: float = 0.0
     guidance_interval: list[float] | None = None
     speed: str = "reference"
     compile: bool = False
     format: str = "png"
-    operator: Any = None
-    solver: Any = None
+    operator: Any = field(default_factory=_unchosen)
+    solver: Any = field(default_factory=_unchosen)
     input: str | None = None
     noise: float = 0.0
     draws: int = 4

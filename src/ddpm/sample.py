@@ -36,6 +36,8 @@ def sample(cfg: Any) -> Path:
             raise ValueError(f"{name} must be at least 1, got {value}")
     if cfg.task not in WITH_CLASSES and (cfg.labels is not None or cfg.guidance != 0):
         raise ValueError(f"task={cfg.task} takes no labels and no guidance; {', '.join(WITH_CLASSES)} do")
+    if cfg.task != "inverse" and (cfg.operator or cfg.solver):
+        raise ValueError(f"task={cfg.task} takes no operator and no solver; task=inverse does")
     if cfg.input in ("train", "test"):
         cfg.split, cfg.input = cfg.input, None
     of = subject(cfg)
