@@ -2,7 +2,9 @@
 
 import inspect
 import pkgutil
+import re
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import hydra
@@ -16,9 +18,13 @@ from ddpm import processes
 from ddpm.data.source import Source
 from ddpm.diffusion import Diffusion
 from ddpm.loss.base import Loss
+from ddpm.network.unet import SizeError
 from ddpm.process import Process
 from ddpm.sampler.base import Sampler
 from ddpm.variance.base import Variance
+
+CONF = Path(__file__).parents[2] / "conf"
+"""The project's own options."""
 
 
 def instance(group: str, node: Any, **keywords: Any) -> Any:
@@ -38,7 +44,7 @@ def instance(group: str, node: Any, **keywords: Any) -> Any:
         _check_types(group, node)
         return hydra.utils.instantiate(node, **keywords)
     except InstantiationException as error:
-        raise ValueError(f"{group}: {_reason(error, node)}") from error
+        raise ValueError(f"{group}: {_reason(group, error, node)}") from error
 
 
 def _check_types(group: str, node: DictConfig) -> None:
@@ -81,12 +87,20 @@ def instead(asked: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
     return own | kept | asked
 
 
-def _reason(error: InstantiationException, node: DictConfig) -> str:
+def _reason(group: str, error: InstantiationException, node: DictConfig) -> str:
     cause = error.__cause__
+    if isinstance(cause, SizeError):
+        return f"{cause}; there are networks for images of other sizes: {', '.join(_options(group))}"
     if isinstance(cause, TypeError) and "keyword argument" in str(cause):
         allowed = inspect.signature(hydra.utils.get_object(node["_target_"])).parameters
         return f"{cause}; {node['_target_']} takes {', '.join(name for name in allowed if name != 'self')}"
     return str(cause or error).splitlines()[0]
+
+
+def _options(group: str) -> list[str]:
+    """The options of a group in conf/, sorted by the numbers in their names."""
+    names = [path.stem for path in (CONF / group).glob("*.yaml")]
+    return sorted(names, key=lambda name: ([int(number) for number in re.findall(r"\d+", name)], name))
 
 
 def option(part: object) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 # A leaf of the project: module and class, nothing behind them.
@@ -28,7 +29,7 @@ class EMAConfig:
     """The average of the weights."""
 
     decay: float = 0.9999
-    warm_up: bool = True
+    warm_up: bool = False
 
 
 @dataclass
@@ -158,9 +159,21 @@ def folder_name(text: str) -> str:
     return re.sub(r"[^\w.+-]+", "-", text)[:120]
 
 
+def output_dir() -> str:
+    """The folder of the run, or what it would be, where Hydra shows the configuration alone."""
+    hydra = HydraConfig.get()
+    return str(hydra.run.dir if OmegaConf.is_missing(hydra.runtime, "output_dir") else hydra.runtime.output_dir)
+
+
+def default_experiment(data: str) -> str:
+    """The experiment of whoever chooses none."""
+    return "digits" if data == "digits" else "none"
+
+
 def register() -> None:
-    """Make the schemas known to Hydra, under the names that conf/*.yaml build on, and the resolver `folder_name`."""
-    OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
+    """Make known to Hydra the schemas, under the names that conf/*.yaml build on, and the resolvers used there."""
+    for resolver in (folder_name, output_dir, default_experiment):
+        OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
     store = ConfigStore.instance()
     store.store("train_schema", TrainConfig)
     store.store("evaluate_schema", EvaluateConfig)
