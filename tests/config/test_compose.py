@@ -235,6 +235,7 @@ def named(compose):
     def of(*overrides):
         with initialize_config_dir(str(CONF), version_base="1.3"):
             cfg = hydra_compose("train", list(overrides), return_hydra_config=True)
+        assert cfg.hydra.job.name  # which launchers read before Hydra's own resolver works
         HydraConfig.instance().set_config(cfg)
         try:
             return cfg, Path(cfg.hydra.run.dir).parent.name
