@@ -15,10 +15,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ddpm import allocator, build, processes
+from ddpm import allocator, build, processes, run_folder
+from ddpm.files import expanded
 
 EXPLAINED = (ValueError, OSError, OmegaConfBaseException, HydraException)
 """Errors that their message explains."""
@@ -37,6 +38,8 @@ def start(entry: str, main: Callable[[], None]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises errors instead of printing them
     allocator.keep_memory()
     try:
+        # As a shell does it for NAME=~/...; the grammar of Hydra's values has no ~ without quotes.
+        sys.argv = [re.sub("^([^=]+=)(~.*)", lambda given: given[1] + expanded(given[2]), each) for each in sys.argv]
         processes.start(entry, main)
     except EXPLAINED as error:
         if _full():
@@ -97,7 +100,7 @@ def _leave_what_is_asked(sampler: DictConfig) -> None:
 
 
 def check(cfg: DictConfig) -> None:
-    """Refuse keys that no schema has, and values that are missing.
+    """Refuse keys that no schema has, and values that are missing; write out `~` in paths, and the file of `ckpt`.
 
     Raises:
         ValueError: naming them.
@@ -106,6 +109,19 @@ def check(cfg: DictConfig) -> None:
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise ValueError(f"missing: {', '.join(missing)}; give {missing[0]}=...")
+    _expand(cfg)
+    if cfg.ckpt is not None:
+        cfg.ckpt = str(run_folder.found(cfg.ckpt))
+
+
+def _expand(node: DictConfig | ListConfig) -> None:
+    """Put the home directory in place of `~`, with which no value begins but a path."""
+    for key in list(node) if isinstance(node, DictConfig) else range(len(node)):
+        value = None if OmegaConf.is_interpolation(node, key) else node[key]
+        if isinstance(value, str) and value.startswith("~"):
+            node[key] = expanded(value)
+        elif isinstance(value, DictConfig | ListConfig):
+            _expand(value)
 
 
 def _check_keys(cfg: DictConfig, path: str = "") -> None:

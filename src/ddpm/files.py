@@ -6,6 +6,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def expanded(path: str) -> str:
+    """A path as a user writes it, with the home directory in place of `~` or `~name`.
+
+    Raises:
+        ValueError: there is no such home directory.
+    """
+    whole = os.path.expanduser(path)
+    if whole.startswith("~"):
+        raise ValueError(f"there is no home directory for {path}; give the whole path, or ./{path}")
+    return whole
+
+
 def cache() -> Path:
     """The folder of what can be computed again: `$DDPM_CACHE`, else `ddpm` in the user's cache."""
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
