@@ -3,9 +3,10 @@
 import inspect
 import pkgutil
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import hydra
 import torch
@@ -25,6 +26,8 @@ from ddpm.variance.base import Variance
 
 CONF = Path(__file__).parents[2] / "conf"
 """The project's own options."""
+SCALARS = (int, float, str, bool, type(None))
+LISTS = (list, tuple, Sequence)
 
 
 def instance(group: str, node: Any, **keywords: Any) -> Any:
@@ -41,27 +44,62 @@ def instance(group: str, node: Any, **keywords: Any) -> Any:
     if not isinstance(node, DictConfig) or "_target_" not in node:
         raise ValueError(f"{group} has no _target_, the class to build; choose an option: {group}=...")
     try:
-        _check_types(group, node)
+        check_types(group, node)
         return hydra.utils.instantiate(node, **keywords)
     except InstantiationException as error:
         raise ValueError(f"{group}: {_reason(group, error, node)}") from error
 
 
-def _check_types(group: str, node: DictConfig) -> None:
-    """Refuse a setting that is not of the plain type that the constructor declares."""
+def check_types(group: str, node: DictConfig) -> None:
+    """Refuse a setting that is not of the plain type that the constructor declares.
+
+    Raises:
+        ValueError: naming the setting, what it may be, and what it is.
+    """
     try:
         target = pkgutil.resolve_name(str(node["_target_"]))
     except (ImportError, AttributeError, ValueError):
         return  # Hydra says what is wrong with it
     declared = get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    settings: dict[Any, Any] = dict(node)
+    settings: Any = OmegaConf.to_container(node, resolve=True)
     for key, value in settings.items():
-        kinds = set(get_args(declared.get(key))) or {declared.get(key)}
-        if kinds <= {int, float, str, bool, type(None)} and isinstance(value, int | float | str | bool | None):
-            fitting = kinds | ({int} if float in kinds else set())
-            if type(value) not in fitting:
-                names = " or ".join(sorted("null" if kind is type(None) else kind.__name__ for kind in kinds))
-                raise ValueError(f"{group}.{key} must be {names}, got {value!r}")
+        kinds = _plain_kinds(declared.get(key))
+        built = isinstance(value, dict) and "_target_" in value
+        if not built and {*kinds} - {type(None)} and not any(_is(value, kind) for kind in kinds):
+            names = " or ".join(sorted(_name(kind) for kind in kinds))
+            raise ValueError(f"{group}.{key} must be {names}, got {value!r}")
+
+
+def _plain_kinds(declared: Any) -> list[Any]:
+    """Those of the declared types that a configuration can hold."""
+    kinds = get_args(declared) if get_origin(declared) in (Union, UnionType) else (declared,)
+    return [kind for kind in kinds if kind in SCALARS or get_origin(kind) in (Literal, dict, *LISTS)]
+
+
+def _is(value: Any, kind: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict)
+    if get_origin(kind) in LISTS:
+        kinds = _elements(kind)
+        return isinstance(value, list) and (not kinds or all(any(_is(each, one) for one in kinds) for each in value))
+    return type(value) is kind or (kind is float and type(value) is int)
+
+
+def _elements(kind: Any) -> set[Any]:
+    """What a list of this type may hold."""
+    return {each for declared in get_args(kind) for each in _plain_kinds(declared)}
+
+
+def _name(kind: Any) -> str:
+    if kind is type(None):
+        return "null"
+    if get_origin(kind) is Literal:
+        return ", ".join(map(str, get_args(kind)))
+    if get_origin(kind) in LISTS:
+        return f"list of {' or '.join(sorted(map(_name, _elements(kind))))}"
+    return str(kind.__name__)
 
 
 def keywords(node: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,11 @@ def start(entry: str, main: Callable[[], None]) -> None:
     """
     os.environ[FULL] = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises errors instead of printing them
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # where a terminal knows ASCII alone
+    if os.path.expanduser("~") == "~":
+        sys.exit("error: there is no home directory, where caches and settings of libraries are; set HOME to a folder")
     allocator.keep_memory()
     try:
         # As a shell does it for NAME=~/...; the grammar of Hydra's values has no ~ without quotes.

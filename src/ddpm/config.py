@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig, OmegaConf
 
@@ -170,9 +171,16 @@ def default_experiment(data: str) -> str:
     return "digits" if data == "digits" else "none"
 
 
+def options() -> str:
+    """The groups that the entry point takes with their options, one group a line, as --help shows them."""
+    loader = GlobalHydra.instance().config_loader()
+    groups = sorted(group for group in HydraConfig.get().runtime.choices if not group.startswith("hydra/"))
+    return "\n".join(f"{group}: {', '.join(sorted(loader.get_group_options(group)))}" for group in groups)
+
+
 def register() -> None:
     """Make known to Hydra the schemas, under the names that conf/*.yaml build on, and the resolvers used there."""
-    for resolver in (folder_name, output_dir, default_experiment):
+    for resolver in (folder_name, output_dir, default_experiment, options):
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
     store = ConfigStore.instance()
     store.store("train_schema", TrainConfig)

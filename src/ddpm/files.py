@@ -19,9 +19,16 @@ def expanded(path: str) -> str:
 
 
 def cache() -> Path:
-    """The folder of what can be computed again: `$DDPM_CACHE`, else `ddpm` in the user's cache."""
+    """The folder of what can be computed again: `$DDPM_CACHE`, else `ddpm` in the user's cache.
+
+    Raises:
+        ValueError: the user has no home directory to look in.
+    """
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("DDPM_CACHE") or Path(home) / "ddpm").expanduser()
+    try:
+        return Path(expanded(os.environ.get("DDPM_CACHE") or f"{home}/ddpm"))
+    except ValueError as error:
+        raise ValueError("there is no home directory to keep a cache in; set DDPM_CACHE to a folder") from error
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Samples of a checkpoint, and what else can be done by sampling."""
 
 import os
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,3 +49,7 @@ def sample(cfg: Any) -> Path:
     if of.leads:
         print(f"written: {', '.join(sorted(path.name for path in folder.iterdir()))} in {os.path.relpath(folder)}")
     return folder
+
+
+if __name__ == "__main__":
+    runpy.run_path(str(Path(__file__).parents[2] / "sample.py"), run_name="__main__")
