@@ -2,8 +2,11 @@
 
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterable
-from typing import Any, get_args, get_type_hints
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import hydra
 import torch
@@ -18,9 +21,15 @@ from ddpm.data.names import printable
 from ddpm.data.source import Source
 from ddpm.diffusion import Diffusion
 from ddpm.loss.base import Loss
+from ddpm.network.unet import SizeError
 from ddpm.process import Process
 from ddpm.sampler.base import Sampler
 from ddpm.variance.base import Variance
+
+CONF = Path(__file__).parents[2] / "conf"
+"""The project's own options."""
+SCALARS = (int, float, str, bool, type(None))
+LISTS = (list, tuple, Sequence)
 
 
 def instance(group: str, node: Any, **keywords: Any) -> Any:
@@ -37,35 +46,101 @@ def instance(group: str, node: Any, **keywords: Any) -> Any:
     if not isinstance(node, DictConfig) or "_target_" not in node:
         raise ValueError(f"{group} has no _target_, the class to build; choose an option: {group}=...")
     try:
-        _check_types(group, node)
+        check_types(group, node)
         return hydra.utils.instantiate(node, **keywords)
     except InstantiationException as error:
-        raise ValueError(f"{group}: {_reason(error, node)}") from error
+        raise ValueError(f"{group}: {_reason(group, error, node)}") from error
 
 
-def _check_types(group: str, node: DictConfig) -> None:
-    """Refuse a setting that is not of the plain type that the constructor declares."""
+def check_types(group: str, node: DictConfig) -> None:
+    """Refuse a setting that is not of the plain type that the constructor declares.
+
+    Raises:
+        ValueError: naming the setting, what it may be, and what it is.
+    """
     try:
         target = pkgutil.resolve_name(str(node["_target_"]))
     except (ImportError, AttributeError, ValueError):
         return  # Hydra says what is wrong with it
     declared = get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    settings: dict[Any, Any] = dict(node)
+    settings: Any = OmegaConf.to_container(node, resolve=True)
     for key, value in settings.items():
-        kinds = set(get_args(declared.get(key))) or {declared.get(key)}
-        if kinds <= {int, float, str, bool, type(None)} and isinstance(value, int | float | str | bool | None):
-            fitting = kinds | ({int} if float in kinds else set())
-            if type(value) not in fitting:
-                names = " or ".join(sorted("null" if kind is type(None) else kind.__name__ for kind in kinds))
-                raise ValueError(f"{group}.{key} must be {names}, got {value!r}")
+        kinds = _plain_kinds(declared.get(key))
+        built = isinstance(value, dict) and "_target_" in value
+        if not built and {*kinds} - {type(None)} and not any(_is(value, kind) for kind in kinds):
+            names = " or ".join(sorted(_name(kind) for kind in kinds))
+            raise ValueError(f"{group}.{key} must be {names}, got {value!r}")
 
 
-def _reason(error: InstantiationException, node: DictConfig) -> str:
+def _plain_kinds(declared: Any) -> list[Any]:
+    """Those of the declared types that a configuration can hold."""
+    kinds = get_args(declared) if get_origin(declared) in (Union, UnionType) else (declared,)
+    return [kind for kind in kinds if kind in SCALARS or get_origin(kind) in (Literal, dict, *LISTS)]
+
+
+def _is(value: Any, kind: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict)
+    if get_origin(kind) in LISTS:
+        kinds = _elements(kind)
+        return isinstance(value, list) and (not kinds or all(any(_is(each, one) for one in kinds) for each in value))
+    return type(value) is kind or (kind is float and type(value) is int)
+
+
+def _elements(kind: Any) -> set[Any]:
+    """What a list of this type may hold."""
+    return {each for declared in get_args(kind) for each in _plain_kinds(declared)}
+
+
+def _name(kind: Any) -> str:
+    if kind is type(None):
+        return "null"
+    if get_origin(kind) is Literal:
+        return ", ".join(map(str, get_args(kind)))
+    if get_origin(kind) in LISTS:
+        return f"list of {' or '.join(sorted(map(_name, _elements(kind))))}"
+    return str(kind.__name__)
+
+
+def keywords(node: Any) -> dict[str, Any]:
+    """The keywords that the target of a config node has defaults for, with these."""
+    try:
+        parameters = inspect.signature(pkgutil.resolve_name(str(node.get("_target_", "")))).parameters
+    except (ImportError, AttributeError, ValueError, TypeError):
+        return {}  # Hydra says what is wrong with it
+    return {name: each.default for name, each in parameters.items() if each.default is not each.empty}
+
+
+def instead(asked: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """The config node that takes the place of another of its group.
+
+    Args:
+        asked: what is asked for: fields of the node before, or another target with fields of its own.
+        before: the node before; what it sets to other than its defaults is kept where the other target has it too.
+    """
+    if "_target_" not in asked:
+        return before | asked
+    own, others = keywords(asked), keywords(before)
+    kept = {name: value for name, value in before.items() if name in own and value != others.get(name)}
+    return own | kept | asked
+
+
+def _reason(group: str, error: InstantiationException, node: DictConfig) -> str:
     cause = error.__cause__
+    if isinstance(cause, SizeError):
+        return f"{cause}; there are networks for images of other sizes: {', '.join(_options(group))}"
     if isinstance(cause, TypeError) and "keyword argument" in str(cause):
         allowed = inspect.signature(hydra.utils.get_object(node["_target_"])).parameters
         return f"{cause}; {node['_target_']} takes {', '.join(name for name in allowed if name != 'self')}"
     return str(cause or error).splitlines()[0]
+
+
+def _options(group: str) -> list[str]:
+    """The options of a group in conf/, sorted by the numbers in their names."""
+    names = [path.stem for path in (CONF / group).glob("*.yaml")]
+    return sorted(names, key=lambda name: ([int(number) for number in re.findall(r"\d+", name)], name))
 
 
 def option(part: object) -> str:

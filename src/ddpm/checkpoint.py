@@ -23,14 +23,15 @@ def read(path: str | Path, trusted: Sequence[str] = ()) -> dict[str, Any]:
     """The content of a checkpoint, tensors and plain values alone, its configuration checked.
 
     Args:
-        path: a file written by train.py.
+        path: a file written by train.py, or the folder of its run, for the last one.
         trusted: packages that its configuration may name besides ddpm.
     Raises:
         ValueError: the file is missing, damaged, not of ddpm, or names what it may not.
     """
     from ddpm.config import STORED, check_targets
+    from ddpm.run_folder import found
 
-    path = Path(path)
+    path = found(path)
     if not path.is_file():
         raise ValueError(f"there is no checkpoint {path}; training writes last.ckpt into its run folder under runs/")
     try:
@@ -101,7 +102,7 @@ def load(path: str | Path, weights: str = "ema", trusted: Sequence[str] = ()) ->
     """The model of a checkpoint, ready to predict, to read p(x_{t-1} | x_t), and to sample.
 
     Args:
-        path: a file written by train.py.
+        path: a file written by train.py, or the folder of its run, for the last one.
         weights: `ema`, the averaged ones, or `raw`, those that were trained.
         trusted: packages that its configuration may name besides ddpm.
     Raises:

@@ -3,20 +3,24 @@
 import errno
 import functools
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ddpm import allocator, files, followers, processes
+from ddpm import allocator, build, files, followers, processes, run_folder
+from ddpm.files import expanded
 
 EXPLAINED = (ValueError, OSError, OmegaConfBaseException, HydraException)
 """Errors that their message explains."""
@@ -33,8 +37,15 @@ def start(entry: str, main: Callable[[], None]) -> None:
     """
     os.environ[FULL] = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises errors instead of printing them
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # where a terminal knows ASCII alone
+    if os.path.expanduser("~") == "~":
+        sys.exit("error: there is no home directory, where caches and settings of libraries are; set HOME to a folder")
     allocator.keep_memory()
     try:
+        # As a shell does it for NAME=~/...; the grammar of Hydra's values has no ~ without quotes.
+        sys.argv = [re.sub("^([^=]+=)(~.*)", lambda given: given[1] + expanded(given[2]), each) for each in sys.argv]
         followers.start(entry, main)
     except EXPLAINED as error:
         if full():
@@ -66,7 +77,8 @@ def explained(error: BaseException) -> str:
     """What the user is told of an error of `EXPLAINED`."""
     if isinstance(error, HydraException):  # its own messages list options, one a line
         cause = error.__cause__
-        return f"{error}\n{cause}" if isinstance(cause, OmegaConfBaseException) else str(error)
+        text = re.sub("To append to your (config|default list) use", "If it is not misspelt, add it with", str(error))
+        return f"{text}\n{cause}" if isinstance(cause, OmegaConfBaseException) else text
     if isinstance(error, OSError) and error.strerror:
         remedy = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "check the path"
         where = f" {error.filename}" if error.filename else ""
@@ -78,12 +90,23 @@ def lead(entry: str, cfg: DictConfig | None) -> Any:
     """Carry out the job of an entry point, on as many processes as it asks for; None is nothing to do."""
     if cfg is None:
         return followers.lead(entry, None, 1)
+    if entry != "train":
+        _leave_what_is_asked(cfg.sampler)
     kind, asked = (cfg.trainer.accelerator, cfg.trainer.devices) if entry == "train" else (cfg.device, cfg.devices)
     return followers.lead(entry, cfg, processes.devices(kind, asked))
 
 
+def _leave_what_is_asked(sampler: DictConfig) -> None:
+    """Take the defaults that nobody has typed out of a chosen sampler: the training run's values come before them."""
+    typed = OverridesParser.create().parse_overrides([*HydraConfig.get().overrides.task])
+    given = {each.key_or_group for each in typed}
+    for name, default in build.keywords(sampler).items():
+        if f"sampler.{name}" not in given and name in sampler and sampler[name] == default:
+            del sampler[name]
+
+
 def check(cfg: DictConfig) -> None:
-    """Refuse keys that no schema has, and values that are missing.
+    """Refuse keys that no schema has, and values that are missing; write out `~` in paths, and the file of `ckpt`.
 
     Raises:
         ValueError: naming them.
@@ -92,6 +115,19 @@ def check(cfg: DictConfig) -> None:
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise ValueError(f"missing: {', '.join(missing)}; give {missing[0]}=...")
+    _expand(cfg)
+    if cfg.ckpt is not None:
+        cfg.ckpt = str(run_folder.found(cfg.ckpt))
+
+
+def _expand(node: DictConfig | ListConfig) -> None:
+    """Put the home directory in place of `~`, with which no value begins but a path."""
+    for key in list(node) if isinstance(node, DictConfig) else range(len(node)):
+        value = None if OmegaConf.is_interpolation(node, key) else node[key]
+        if isinstance(value, str) and value.startswith("~"):
+            node[key] = expanded(value)
+        elif isinstance(value, DictConfig | ListConfig):
+            _expand(value)
 
 
 def _check_keys(cfg: DictConfig, path: str = "") -> None:

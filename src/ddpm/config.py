@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 # A leaf of the project: module and class, nothing behind them.
@@ -22,12 +24,17 @@ LONGEST = 200
 """Bytes of a folder's name, of the 255 that file systems allow."""
 
 
+def _unchosen() -> DictConfig:
+    """A group of which no option is chosen; its fields can be given all the same."""
+    return OmegaConf.create({}, flags={"struct": False})
+
+
 @dataclass
 class EMAConfig:
     """The average of the weights."""
 
     decay: float = 0.9999
-    warm_up: bool = True
+    warm_up: bool = False
 
 
 @dataclass
@@ -103,7 +110,7 @@ class EvaluateConfig:
     features: str | None = None
     features_dtype: str = "float32"
     inception_weights: str | None = None
-    sampler: Any = None
+    sampler: Any = field(default_factory=_unchosen)
     guidance: float = 0.0
     guidance_interval: list[float] | None = None
     guidance_scales: list[float] = field(default_factory=lambda: [0.0, 0.5, 1.0, 2.0, 3.0])
@@ -134,15 +141,15 @@ class SampleConfig:
     weights: str = "ema"
     batch_size: int = 256
     seed: int | None = None
-    sampler: Any = None
+    sampler: Any = field(default_factory=_unchosen)
     labels: list[Any] | None = None
     guidance: float = 0.0
     guidance_interval: list[float] | None = None
     speed: str = "reference"
     compile: bool = False
     format: str = "png"
-    operator: Any = None
-    solver: Any = None
+    operator: Any = field(default_factory=_unchosen)
+    solver: Any = field(default_factory=_unchosen)
     input: str | None = None
     noise: float = 0.0
     draws: int = 4
@@ -178,9 +185,28 @@ def _cut(text: str, room: int) -> str:
     return text.encode()[: max(0, room - 9)].decode(errors="ignore") + "-" + digest
 
 
+def output_dir() -> str:
+    """The folder of the run, or what it would be, where Hydra shows the configuration alone."""
+    hydra = HydraConfig.get()
+    return str(hydra.run.dir if OmegaConf.is_missing(hydra.runtime, "output_dir") else hydra.runtime.output_dir)
+
+
+def default_experiment(data: str) -> str:
+    """The experiment of whoever chooses none."""
+    return "digits" if data == "digits" else "none"
+
+
+def options() -> str:
+    """The groups that the entry point takes with their options, one group a line, as --help shows them."""
+    loader = GlobalHydra.instance().config_loader()
+    groups = sorted(group for group in HydraConfig.get().runtime.choices if not group.startswith("hydra/"))
+    return "\n".join(f"{group}: {', '.join(sorted(loader.get_group_options(group)))}" for group in groups)
+
+
 def register() -> None:
-    """Make the schemas known to Hydra, under the names that conf/*.yaml build on, and the resolver `folder_name`."""
-    OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
+    """Make known to Hydra the schemas, under the names that conf/*.yaml build on, and the resolvers used there."""
+    for resolver in (folder_name, output_dir, default_experiment, options):
+        OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
     store = ConfigStore.instance()
     store.store("train_schema", TrainConfig)
     store.store("evaluate_schema", EvaluateConfig)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -92,6 +93,8 @@ ROWS = (  # part, key, label, key of the spread
 
 
 def _show(result: dict[str, Any]) -> None:
+    console = Console()
+    sign = "±" if console.encoding.startswith("utf") else "+-"
     title = partial(Table, title_justify="left")
     table = title(title=f"{result['checkpoint']}, step {result['step']:,}, {result['weights']} weights")
     for column in ("metric", "value", "N", "of"):
@@ -100,10 +103,9 @@ def _show(result: dict[str, Any]) -> None:
         found = result.get(part, {})
         if key in found:
             error = found[spread] if spread else None
-            value = f"{found[key]:.4g}" + (f" ± {error:.2g}" if error is not None else "")
+            value = f"{found[key]:.4g}" + (f" {sign} {error:.2g}" if error is not None else "")
             of = f"{found['features']} features" if part == "samples" else f"{found['split']} images"
             table.add_row(label, value, str(found["fid_floor_n" if key == "fid_floor" else "n"]), of)
-    console = Console()
     if table.row_count:
         console.print(table)
     if "nll" in result:
@@ -127,3 +129,7 @@ def _show(result: dict[str, Any]) -> None:
         console.print(sweep)
     for warning in result.get("samples", {}).get("warnings", []):
         print(f"warning: {warning}")
+
+
+if __name__ == "__main__":
+    runpy.run_path(str(Path(__file__).parents[2] / "evaluate.py"), run_name="__main__")

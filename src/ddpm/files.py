@@ -12,10 +12,29 @@ UNSUPPORTED = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errn
 """What a file system says that does not know an operation: Lustre of locks, CIFS of folders that are flushed."""
 
 
+def expanded(path: str) -> str:
+    """A path as a user writes it, with the home directory in place of `~` or `~name`.
+
+    Raises:
+        ValueError: there is no such home directory.
+    """
+    whole = os.path.expanduser(path)
+    if whole.startswith("~"):
+        raise ValueError(f"there is no home directory for {path}; give the whole path, or ./{path}")
+    return whole
+
+
 def cache() -> Path:
-    """The folder of what can be computed again: `$DDPM_CACHE`, else `ddpm` in the user's cache."""
+    """The folder of what can be computed again: `$DDPM_CACHE`, else `ddpm` in the user's cache.
+
+    Raises:
+        ValueError: the user has no home directory to look in.
+    """
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("DDPM_CACHE") or Path(home) / "ddpm").expanduser()
+    try:
+        return Path(expanded(os.environ.get("DDPM_CACHE") or f"{home}/ddpm"))
+    except ValueError as error:
+        raise ValueError("there is no home directory to keep a cache in; set DDPM_CACHE to a folder") from error
 
 
 @contextmanager

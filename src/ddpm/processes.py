@@ -130,6 +130,12 @@ def devices(accelerator: str, asked: Any) -> int:
     kind: Any = CUDAAccelerator if gpu else CPUAccelerator
     try:
         chosen = kind.auto_device_count() if asked == "auto" else kind.parse_devices(asked)
-    except Exception as error:
-        raise ValueError(f"devices={asked} are not to be had with accelerator={accelerator}: {error}") from error
-    return len(chosen) if isinstance(chosen, list) else int(chosen or 0)
+        count = len(chosen) if isinstance(chosen, list) else int(chosen or 0)
+    except Exception:  # each kind refuses by an error of its own
+        count = 0
+    if count < 1:
+        raise ValueError(
+            f"devices={asked} on {accelerator} are not to be had: there are {CUDAAccelerator.auto_device_count()} GPUs "
+            f"here; give a number from 1, or cpu instead of a GPU"
+        )
+    return count

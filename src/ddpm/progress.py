@@ -28,7 +28,9 @@ class Lines(tqdm):
 
     def close(self) -> None:
         """End; there is nothing to wipe out."""
-        if self.leave and not self.disable:
+        if self.disable:
+            return
+        if self.leave:
             self._say()
         self.disable = True
         self._decr_instances(self)

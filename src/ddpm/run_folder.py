@@ -25,11 +25,17 @@ from omegaconf import DictConfig, OmegaConf, read_write
 
 from ddpm import rendezvous
 from ddpm.command import argument, quoted, shown
-from ddpm.files import UNSUPPORTED, new_folder, warn_once, written
+from ddpm.files import UNSUPPORTED, expanded, new_folder, warn_once, written
 
 LAST = "last.ckpt"
 METRICS = "metrics.csv"
 RESULTS = "results.json"
+
+
+def found(ckpt: str | Path) -> Path:
+    """The file of a checkpoint: `ckpt`, or the last one in it if that is a folder."""
+    path = Path(expanded(str(ckpt)))
+    return path / LAST if path.is_dir() else path
 
 
 @contextmanager
@@ -128,7 +134,7 @@ def check_free(folder: Path, ckpt: str | None) -> None:
 
 def goes_on(ckpt: str, folder: str | Path) -> bool:
     """Whether a run that resumes `ckpt` in `folder` continues the run that is there."""
-    return Path(ckpt).resolve().parent == Path(folder).resolve()
+    return found(ckpt).resolve().parent == Path(folder).resolve()
 
 
 def _check_same(cfg: DictConfig, folder: Path) -> None:

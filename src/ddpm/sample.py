@@ -1,5 +1,6 @@
 """Samples of a checkpoint, and what else can be done by sampling."""
 
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ def sample(cfg: Any) -> Path:
             raise ValueError(f"{name} must be at least 1, got {value}")
     if cfg.task not in WITH_CLASSES and (cfg.labels is not None or cfg.guidance != 0):
         raise ValueError(f"task={cfg.task} takes no labels and no guidance; {', '.join(WITH_CLASSES)} do")
+    if cfg.task != "inverse" and (cfg.operator or cfg.solver):
+        raise ValueError(f"task={cfg.task} takes no operator and no solver; task=inverse does")
     if cfg.input in ("train", "test"):
         cfg.split, cfg.input = cfg.input, None
     of = subject(cfg)
@@ -46,3 +49,7 @@ def sample(cfg: Any) -> Path:
     if of.leads:
         print(f"written: {', '.join(sorted(path.name for path in folder.iterdir()))} in {shown(folder)}")
     return folder
+
+
+if __name__ == "__main__":
+    runpy.run_path(str(Path(__file__).parents[2] / "sample.py"), run_name="__main__")

@@ -62,12 +62,9 @@ class Subject:
 
     @cached_property
     def sampler_config(self) -> Any:
-        """Of the sampler that is asked for, or that of the training run."""
-        return (
-            self.config["sampler"]
-            if self.cfg.sampler is None
-            else OmegaConf.to_container(self.cfg.sampler, resolve=True)
-        )
+        """Of the sampler that is asked for, where it is, and of that of the training run."""
+        asked: Any = OmegaConf.to_container(self.cfg.sampler, resolve=True)
+        return build.instead(asked, self.config["sampler"])
 
     @cached_property
     def sampler(self) -> Sampler:

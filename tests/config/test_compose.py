@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from omegaconf import OmegaConf
 from PIL import Image
@@ -225,6 +228,75 @@ def test_a_choice_on_the_command_line_comes_before_that_of_the_experiment(compos
     assert cfg.parameterization._target_.endswith(".V")
     assert cfg.loss._target_.endswith(".MinSNR")
     assert cfg.batch_size == 3
+
+
+@pytest.fixture
+def named(compose):
+    """Overrides -> the configuration of train.py and the name of the run's folder."""
+
+    def of(*overrides):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = hydra_compose("train", list(overrides), return_hydra_config=True)
+        assert cfg.hydra.job.name  # which launchers read before Hydra's own resolver works
+        HydraConfig.instance().set_config(cfg)
+        try:
+            return cfg, Path(cfg.hydra.run.dir).parent.name
+        finally:
+            HydraConfig.instance().cfg = None
+
+    return of
+
+
+PAPER = {"batch_size": 128, "warmup_steps": 5000, "ema": {"decay": 0.9999, "warm_up": False}}
+DIGITS = {"batch_size": 64, "warmup_steps": 200, "ema": {"decay": 0.999, "warm_up": True}}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name", "expected", "lr", "steps", "sampled"),
+    [
+        ([], "digits", DIGITS, 1e-3, 1500, 250),
+        (["parameterization=eps", "loss=simple"], "digits", DIGITS, 1e-3, 1500, 250),
+        (["parameterization=x0", "loss=vlb"], "digits", DIGITS, 1e-3, 1500, 250),
+        (["experiment=digits"], "digits", DIGITS, 1e-3, 1500, 250),
+        (["data=cifar10", "network=unet_32x32"], "cifar10", PAPER, 2e-4, 800_000, None),
+        (["data=image_folder", "network=unet_64x64"], "image_folder", PAPER, 2e-4, 800_000, None),
+        (["experiment=none"], "digits", PAPER, 2e-4, 800_000, None),
+        (["experiment=ho2020_cifar10"], "ho2020_cifar10", PAPER, 2e-4, 800_000, None),
+    ],
+)
+def test_the_settings_and_the_name_of_the_digits_stay_with_them(named, overrides, name, expected, lr, steps, sampled):
+    cfg, folder = named(*overrides)
+    assert folder == name
+    assert {key: cfg[key] for key in expected} == expected
+    assert (cfg.optimizer.lr, cfg.trainer.max_steps, cfg.sampler.steps) == (lr, steps, sampled)
+
+
+def test_cifar10_without_an_experiment_is_trained_as_in_the_paper(composed):
+    cfg, paper = composed("data=cifar10", "network=unet_32x32"), composed("experiment=ho2020_cifar10")
+    differing = {key for key in cfg if cfg[key] != paper[key]}
+    assert differing == {"callbacks"}  # which measure, and train nothing
+
+
+@pytest.mark.parametrize("size", [8, 28, 32, 64, 128, 256])
+def test_there_is_a_network_for_images_of_each_size(composed, size):
+    node = composed(f"network=unet_{size}x{size}").network
+    with torch.device("meta"):
+        network = build.instance("network", node, image_size=size, in_channels=3, out_channels=3)
+    noted = (CONF / "network" / f"unet_{size}x{size}.yaml").read_text()
+    if "parameters" in noted:
+        assert f"{sum(p.numel() for p in network.parameters()):,} parameters" in noted
+
+
+def test_images_that_do_not_fit_the_network_are_told_which_there_are(composed):
+    default = composed("data=image_folder").data.image_size
+    assert f"unet_{default}x{default}" in names("network")
+    for size in (256, 9):
+        with pytest.raises(ValueError, match=r"unet_8x8, unet_28x28, unet_32x32, .*unet_128x128") as shown:
+            build.diffusion(composed(), (3, size, size), 256, 0)
+        assert all(name in str(shown.value) for name in names("network"))
+    with pytest.raises(ValueError, match="width must be even") as shown:
+        build.diffusion(composed("network.width=9"), (3, 8, 8), 256, 0)
+    assert "unet" not in str(shown.value)
 
 
 # ---------------------------------------------------------------- every combination

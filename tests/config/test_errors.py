@@ -364,6 +364,8 @@ def test_the_wrong_kind_of_weights_is_one_line(message, trained, tmp_path):
         ("evaluate", ("metrics=[guidance]",), "metrics=[guidance] needs a conditional model"),
         ("sample", ("task=interpolate", "labels=[0]"), "task=interpolate takes no labels and no guidance"),
         ("sample", ("task=inverse",), "task=inverse needs operator=..."),
+        ("sample", ("operator.size=3", "task=inverse", "solver=dps"), "operator has no _target_"),
+        ("sample", ("operator=inpaint",), "task=grid takes no operator and no solver; task=inverse does"),
         ("sample", ("task=inverse", "operator=inpaint"), "task=inverse needs solver=..."),
         ("sample", ("task=inverse", "operator=colourise", "solver=dps"), "needs images of 3 channels, these have 1"),
         ("sample", ("task=inverse", "operator=inpaint", "solver=dps", "draws=0"), "draws must be at least 1, got 0"),

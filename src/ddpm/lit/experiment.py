@@ -17,9 +17,10 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers import WandbLogger
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 import ddpm.lit.callbacks
 from ddpm import build, checkpoint, printed, processes, rendezvous, run_folder, speed
@@ -32,7 +33,7 @@ from ddpm.data.source import Source
 from ddpm.ema import EMA
 from ddpm.lit import loggers, report
 from ddpm.lit.between_steps import BetweenSteps
-from ddpm.lit.callbacks.checkpoint import Checkpoint, WholeFiles
+from ddpm.lit.callbacks.checkpoint import WholeFiles
 from ddpm.lit.interrupt import Interrupted, Signals
 from ddpm.lit.module import DDPM
 from ddpm.process import Process
@@ -78,6 +79,8 @@ class Experiment(NamedTuple):
                 report.results(self.trainer, self.module, self.config)
             if signals.asked:  # amid the last checkpoint
                 sys.exit(128 + signals.asked)
+        except MisconfigurationException as error:
+            raise ValueError(str(error)) from error
         except Interrupted as stop:
             print(_how_to_go_on(stop, self.trainer, self.between.saved))
             sys.exit(128 + stop.signal)
@@ -95,6 +98,7 @@ def experiment(cfg: DictConfig) -> Experiment:
         ValueError: naming what does not fit, and what to do.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its tips
+    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # the report of trainer.profiler
     config = plain(cfg)
     if not 0 <= config["seed"] < 2**32:
         raise ValueError(f"seed must be at least 0 and below 2^32, got {config['seed']}")
@@ -191,10 +195,14 @@ def _stored(config: dict[str, Any], source: Source, classes: int) -> dict[str, A
 
 
 def _trainer(config: dict[str, Any], process: Process, between: BetweenSteps) -> lightning.Trainer:
-    options = dict(config["trainer"])
-    max_steps = options.get("max_steps", -1)
-    if max_steps < 1:
-        raise ValueError(f"training is counted in steps: trainer.max_steps must be at least 1, got {max_steps}")
+    typed = {name: value for name, value in config["trainer"].items() if name != "precision"}  # checked below
+    build.check_types("trainer", OmegaConf.create(typed))
+    options: dict[str, Any] = {"max_steps": -1, "num_nodes": 1, "accumulate_grad_batches": 1}
+    options |= {"accelerator": "auto", "devices": "auto"} | config["trainer"]
+    for name in ("max_steps", "num_nodes", "accumulate_grad_batches", "log_every_n_steps", "val_check_interval"):
+        value = options.get(name)
+        if isinstance(value, int) and value < 1:
+            raise ValueError(f"trainer.{name} must be at least 1, got {value}; training is counted in steps")
     if options["accelerator"] == "auto":
         options["accelerator"] = "cuda" if torch.cuda.is_available() else "cpu"
     chosen = speed.precision(config["speed"], torch.device("cuda" if options["accelerator"] in GPU else "cpu"))
@@ -204,11 +212,11 @@ def _trainer(config: dict[str, Any], process: Process, between: BetweenSteps) ->
             f"trainer.precision must be one of {', '.join(PRECISIONS)}, got {precision}: the weights and their average "
             f"are kept in float32"
         )
-    if options.get("accelerator") == "mps":
+    if options["accelerator"] == "mps":
         raise ValueError("trainer.accelerator=mps has no float64, which the tables need; use trainer.accelerator=cpu")
     if isinstance(options.get("val_check_interval"), int):
-        options["val_check_interval"] *= options.get("accumulate_grad_batches", 1)  # Lightning counts batches
-    if config["strategy"].get("static_graph") and options.get("accumulate_grad_batches", 1) > 1:
+        options["val_check_interval"] *= options["accumulate_grad_batches"]  # Lightning counts batches
+    if config["strategy"].get("static_graph") and options["accumulate_grad_batches"] > 1:
         raise ValueError(
             "strategy.static_graph=true does not go with trainer.accumulate_grad_batches="
             f"{options['accumulate_grad_batches']}; give strategy.static_graph=false"
@@ -220,6 +228,8 @@ def _trainer(config: dict[str, Any], process: Process, between: BetweenSteps) ->
     fixed = {
         "max_epochs": -1,
         "check_val_every_n_epoch": None,
+        "limit_train_batches": 1.0,
+        "overfit_batches": 0.0,
         "use_distributed_sampler": False,
         "enable_model_summary": False,
         "enable_progress_bar": any(isinstance(callback, ProgressBar) for callback in callbacks),
@@ -240,7 +250,7 @@ def _trainer(config: dict[str, Any], process: Process, between: BetweenSteps) ->
 
 def _match_processes(options: dict[str, Any]) -> None:
     """Let Lightning expect the processes that there are, or say which ones there should be."""
-    world, nodes = processes.share().world, options.get("num_nodes", 1)
+    world, nodes = processes.share().world, options["num_nodes"]
     local = int(os.environ["LOCAL_WORLD_SIZE"]) if world > 1 else 1
     if options["devices"] == "auto":
         options["devices"] = local

@@ -20,7 +20,7 @@ from torch_fidelity.registry import register_feature_extractor
 from ddpm import progress
 from ddpm.data.scaling import as_uint8
 from ddpm.files import cache, written
-from ddpm.metrics.weights import load_weights
+from ddpm.metrics.weights import NEITHER, load_weights
 
 # Whatever changes the trained weights is listed here: the cache is keyed on it.
 RECIPE = {"version": 1, "seed": 0, "dim": 64, "batch": 128, "lr": 5e-3, "examples": 60_000, "least_epochs": 3}
@@ -138,7 +138,7 @@ def train_classifier(
     if classes is None or classes < 2:
         raise ValueError(
             f"features=classifier needs labelled data with at least 2 classes, this data has {classes or 0}; "
-            f"use features=inception"
+            f"use features=inception, {NEITHER}"
         )
     key = repr((sorted(RECIPE.items()), FORMAT, images_train.digest(), images_test.digest(), classes, levels))
     path = cache() / f"classifier-{hashlib.sha256(key.encode()).hexdigest()[:16]}.pt"

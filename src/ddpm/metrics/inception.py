@@ -24,7 +24,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import (
     InceptionC,
 )
 
-from ddpm.metrics.weights import load_weights
+from ddpm.metrics.weights import NEITHER, load_weights
 from ddpm.network.convolution import TILES, Convolution
 
 FILE_NAME = URL_INCEPTION_V3.rsplit("/", 1)[-1]
@@ -52,7 +52,9 @@ def inception(
     path = default_path() if weights is None else Path(weights).expanduser()
     if weights is None and not path.is_file():
         _download(path)
-    remedy = f"pass inception_weights=PATH with {URL_INCEPTION_V3}, or use features=classifier"
+    remedy = (
+        f"pass inception_weights=PATH with {URL_INCEPTION_V3}, or features=classifier for data with classes, {NEITHER}"
+    )
     buffer = io.BytesIO()
     torch.save(load_weights(path, remedy), buffer)
     buffer.seek(0)
@@ -146,7 +148,8 @@ def _download(path: Path) -> None:
     except Exception as error:  # urllib raises many kinds; each means that there is no file
         raise ValueError(
             f"the Inception weights are missing and could not be downloaded ({error}): "
-            f"put {URL_INCEPTION_V3} at {path}, or pass inception_weights=PATH, or use features=classifier"
+            f"put {URL_INCEPTION_V3} at {path}, or pass inception_weights=PATH, or features=classifier for data with "
+            f"classes, {NEITHER}"
         ) from error
     finally:
         socket.setdefaulttimeout(timeout)

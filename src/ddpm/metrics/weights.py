@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+NEITHER = "or do without features: ~callbacks.fid in training, metrics=[nll] in evaluation"
+"""The way out where neither feature network is to be had."""
+
 
 def load_weights(path: str | Path, remedy: str) -> dict[str, Any]:
     """What torch.save wrote to `path`, on the CPU; tensors and plain Python values only.

@@ -12,6 +12,10 @@ from ddpm.network.layers import Attention, Downsample, ResidualBlock, TimeEmbedd
 from ddpm.tables import distinct
 
 
+class SizeError(ValueError):
+    """A network does not fit the size of the images."""
+
+
 class UNet(nn.Module):
     """(x_t, t) -> an image-shaped prediction.
 
@@ -146,13 +150,13 @@ class UNet(nn.Module):
                 f"got multipliers={list(multipliers)}, blocks={blocks}"
             )
         if image_size % 2**halvings:
-            raise ValueError(
+            raise SizeError(
                 f"image_size {image_size} cannot be halved {halvings} times, as multipliers={list(multipliers)} "
                 f"asks; use fewer multipliers or another image size"
             )
         unknown = [size for size in attention if size not in sizes]
         if unknown:
-            raise ValueError(f"attention at {unknown} is never reached; the levels of this network are {list(sizes)}")
+            raise SizeError(f"attention at {unknown} is never reached; the levels of this network are {list(sizes)}")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {dropout}; Ho et al. use 0.1 on CIFAR10")
         if width < 4 or groups < 1:

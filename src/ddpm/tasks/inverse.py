@@ -29,7 +29,7 @@ def prepare(subject: Subject) -> Callable[[Path], None]:
     """Check the options; what is returned measures images, reconstructs them, and writes how well."""
     cfg = subject.cfg
     for group in ("operator", "solver"):
-        if cfg[group] is None:
+        if not cfg[group]:
             raise ValueError(f"task=inverse needs {group}=..., see python sample.py --help for the choices")
     for name, value, least in (("draws", cfg.draws, 1), ("noise", cfg.noise, 0)):
         if not least <= value < math.inf:

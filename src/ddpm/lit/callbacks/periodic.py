@@ -4,6 +4,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 
 import lightning
+import torch
 
 from ddpm.lit.module import DDPM
 
@@ -31,7 +32,8 @@ class Periodic(lightning.Callback):
         return self.every_n_steps is not None and step > 0 and step % self.every_n_steps == 0
 
     def record(self, trainer: lightning.Trainer, module: DDPM, metrics: Mapping[str, float]) -> None:
-        """Send metrics to the loggers, and keep them as the latest results."""
+        """Send metrics to the loggers, keep them as the latest results, and let other callbacks monitor them."""
         module.results.update(metrics)
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
         for logger in trainer.loggers:
             logger.log_metrics(dict(metrics), step=trainer.global_step)
