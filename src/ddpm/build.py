@@ -248,5 +248,10 @@ def optimizer(node: Any) -> Callable[[Iterable[nn.Parameter]], Optimizer]:
 def sampler(node: Any, process: Process) -> Sampler:
     """A sampler that fits a chain."""
     built: Sampler = instance("sampler", node)
+    T = process.T
+    if built.steps is not None and built.steps > T:
+        raise ValueError(
+            f"sampler.steps={built.steps} is more than schedule.T={T}; choose at most {T}, or null for all"
+        )
     built.check(process)
     return built

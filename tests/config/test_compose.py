@@ -22,6 +22,7 @@ from ddpm.lit.callbacks.periodic import Periodic
 from ddpm.lit.experiment import _trainer, experiment
 from ddpm.loss.base import Loss
 from ddpm.parameterization.base import Parameterization
+from ddpm.process import Process
 from ddpm.sampler.base import Sampler
 from ddpm.schedule.base import Schedule
 from ddpm.time_sampler.base import TimeSampler
@@ -171,7 +172,7 @@ def test_an_image_folder_needs_its_root_and_takes_any(composed, compose, tmp_pat
 
 
 def _trainer_of(cfg):
-    return _trainer(plain(cfg), cfg.schedule.T)
+    return _trainer(plain(cfg), Process(build.instance("schedule", cfg.schedule).beta()))
 
 
 def _network_of(cfg):

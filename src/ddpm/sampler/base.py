@@ -115,12 +115,7 @@ class Sampler(ABC):
         return x
 
     def check(self, process: Process) -> None:
-        """Raises ValueError unless the chain can be sampled."""
-        if self.steps is not None and self.steps > process.T:
-            raise ValueError(
-                f"sampler.steps={self.steps} is more than schedule.T={process.T}; choose at most {process.T}, or null "
-                f"for all"
-            )
+        """Raises ValueError unless the chain's last SNR is one to start from."""
         if self.needs_signal and process.zero_terminal_snr:
             raise ValueError(
                 f"{type(self).__name__} cannot start from a terminal SNR of zero (beta_T = 1), where its first step is "

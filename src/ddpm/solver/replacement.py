@@ -12,8 +12,8 @@ from ddpm.sampler.base import Noise, Sampler, State
 from ddpm.solver.base import Solver, conjugate_gradient
 from ddpm.tables import same
 
-APART = 2**32
-"""Steps between the noise of the sampler and other noise, more than any sampler draws at."""
+APART = 2**24
+"""Steps between the noise of one use and of the next, more than a sampler has time to draw at."""
 
 
 class Replacement(Solver):
@@ -57,19 +57,19 @@ class Replacement(Solver):
         x, state = noise(0), None
         for step in range(chain.T, 0, -1):
             for again in range(self.resamplings):
-                fresh = partial(_later, noise, 3 * again * APART)
+                own, measured, resampled = (partial(_use, noise, 3 * again + k) for k in range(3))
                 at = chain.predict(x, same(step, x), sampler.clip)
                 x_0 = at.x_0
-                x = sampler.move(chain, at, step, fresh, state)
+                x = sampler.move(chain, at, step, own, state)
                 signal, sigma = (float(table[step - 1]) for table in (process.sqrt_alpha_bar, process.sigma))
                 target = signal * measurement.y
                 if step > 1:
-                    target = target + sigma * operator(fresh(APART + step))
+                    target = target + sigma * operator(measured(step))
                 x = self._replaced(operator, x, target, measurement.sigma)
                 if step == 1 or again == self.resamplings - 1:
                     break
                 alpha, beta = float(process.sqrt_alpha[step]), float(process.beta[step])
-                x = alpha * x + beta**0.5 * fresh(2 * APART + step)
+                x = alpha * x + beta**0.5 * resampled(step)
                 state = None
             state = State(step - 1, x, x_0)
             on_step()
@@ -84,5 +84,7 @@ class Replacement(Solver):
         return x + operator.adjoint(conjugate_gradient(squared, target - operator(x), self.iterations), shape)
 
 
-def _later(noise: Noise, first: int, step: int) -> Tensor:
-    return noise(first + step)
+def _use(noise: Noise, k: int, step: int) -> Tensor:
+    """Noise of a step for the k-th use."""
+    assert step < APART
+    return noise(k * APART + step)
