@@ -133,7 +133,7 @@ class ImageFolder(Source):
         """Names of the class folders, in natural order; empty if an image lies beside them."""
         for name in self._numbers:
             if "${" in name:
-                raise ValueError(f"the class folder {name} has ${{ in its name, which stands for a value; rename it")
+                raise ValueError(f"rename the class folder {printable(name)}: ${{ would stand for a value")
         return tuple(map(printable, self._numbers))
 
     @property
