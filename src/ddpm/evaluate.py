@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ddpm import cli
+from ddpm.entries import printable
 from ddpm.evaluation import guidance, nll, ode, quality, rate_distortion
 from ddpm.files import written
 from ddpm.metrics import fidelity
@@ -53,13 +54,7 @@ def evaluate(cfg: Any) -> dict[str, Any]:
         parts["samples"] = quality.prepare(of, of_samples)
     folder = cli.new_folder(Path(cfg.output_dir or Path(cfg.ckpt).parent), "evaluate", of.leads)
 
-    result: dict[str, Any] = {
-        "checkpoint": os.path.basename(cfg.ckpt),
-        "step": of.step,
-        "weights": cfg.weights,
-        "seed": of.seed,
-        "data": of.config["data"],
-    }
+    result: dict[str, Any] = of.origin | {"data": of.config["data"]}
     for name, run in parts.items():
         result[name] = run(folder)
         if of.leads:
@@ -91,7 +86,8 @@ ROWS = (  # part, key, label, key of the spread
 
 def _show(result: dict[str, Any]) -> None:
     title = partial(Table, title_justify="left")
-    table = title(title=f"{result['checkpoint']}, step {result['step']:,}, {result['weights']} weights")
+    name = printable(os.path.basename(result["checkpoint"]))
+    table = title(title=f"{name}, step {result['step']:,}, {result['weights']} weights")
     for column in ("metric", "value", "N", "of"):
         table.add_column(column)
     for part, key, label, spread in ROWS:

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from ddpm.entries import printable
 from ddpm.share import Share
 
 JOBS = {
@@ -187,7 +188,7 @@ def _follow(entry: str) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except (ValueError, OSError) as error:
-        sys.exit(f"process {share().rank}: error: {error}")
+        sys.exit(printable(f"process {share().rank}: error: {error}"))
     except RuntimeError as error:
         if "onnection" not in str(error):
             raise

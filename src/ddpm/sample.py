@@ -1,12 +1,14 @@
 """Samples of a checkpoint, and what else can be done by sampling."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ddpm import cli
-from ddpm.subject import Subject, subject
+from ddpm.files import written
+from ddpm.subject import WITH_CLASSES, Subject, subject
 from ddpm.tasks import encode, grid, interpolate, inverse, progressive, slerp
 
 TASKS: dict[str, Callable[[Subject], Callable[[Path], None]]] = {
@@ -17,8 +19,6 @@ TASKS: dict[str, Callable[[Subject], Callable[[Path], None]]] = {
     "encode": encode.prepare,
     "inverse": inverse.prepare,
 }
-WITH_CLASSES = ("grid", "progressive")
-"""Tasks that sample classes of a conditional model; the others use it as the unconditional model that it also is."""
 SHARED = ("grid", "inverse")
 """Tasks that several processes share; the others, which are short, are done by the first."""
 
@@ -44,5 +44,7 @@ def sample(cfg: Any) -> Path:
     if of.leads or cfg.task in SHARED:
         run(folder)
     if of.leads:
+        with written(folder / "made_by.json") as temporary:
+            temporary.write_text(json.dumps(of.made_by, indent=2) + "\n")
         print(f"written: {', '.join(sorted(path.name for path in folder.iterdir()))} in {os.path.relpath(folder)}")
     return folder

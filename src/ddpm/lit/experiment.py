@@ -26,10 +26,12 @@ from ddpm.data.batches import TrainBatches
 from ddpm.data.datamodule import DataModule
 from ddpm.data.source import Source
 from ddpm.ema import EMA
+from ddpm.entries import shown
 from ddpm.lit import report
 from ddpm.lit.callbacks.checkpoint import Checkpoint, WholeFiles
 from ddpm.lit.interrupt import Interrupt, Interrupted
-from ddpm.lit.module import DDPM
+from ddpm.lit.module import DDPM, class_name
+from ddpm.lit.resume import resumable
 
 EXPECTED_WARNINGS = (
     r"Found \d+ module\(s\) in eval mode",  # the averaged network stays in evaluation mode
@@ -60,8 +62,9 @@ class Experiment(NamedTuple):
             warnings.filterwarnings("ignore", expected)
         if self.trainer.is_global_zero:
             report.summary(self.trainer, self.module, self.data, self.config)
+        path = self.config["ckpt"] and os.path.abspath(self.config["ckpt"])  # Lightning takes some words for others
         try:
-            self.trainer.fit(self.module, datamodule=self.data, ckpt_path=self.config["ckpt"], weights_only=True)
+            self.trainer.fit(self.module, datamodule=self.data, ckpt_path=path, weights_only=True)
             if self.trainer.is_global_zero:
                 report.results(self.trainer, self.module, self.config)
         except Interrupted as stop:
@@ -97,7 +100,7 @@ def experiment(cfg: DictConfig) -> Experiment:
     total_batch = config["batch_size"] * trainer.world_size * trainer.accumulate_grad_batches
     module.config = _stored(config, source, module.diffusion.classes) | {"total_batch": total_batch}
     if config["ckpt"] is not None:
-        step = _check_resume(config, module.config, trainer.max_steps)
+        step = _resume(config, module, trainer)
     data = DataModule(source, config["batch_size"], config["seed"], config["num_workers"])
     data.setup()
     TrainBatches(len(data.train), config["batch_size"], config["seed"], world=trainer.world_size)  # that one fits
@@ -234,9 +237,15 @@ def _callbacks(config: dict[str, Any], T: int) -> list[lightning.Callback]:
     return built
 
 
-def _check_resume(config: dict[str, Any], here: dict[str, Any], max_steps: int) -> int:
-    """The step of the checkpoint, which must have been trained as is configured; where the data lies may differ."""
-    content = checkpoint.read(Path(config["ckpt"]), trusted=_packages(config))
+def _resume(config: dict[str, Any], module: DDPM, trainer: lightning.Trainer) -> int:
+    """Let the trainer resume the checkpoint, which must have been trained as is configured; its step.
+
+    Where the data lie may differ, and what a run may change on its way: the optimizer's options, the length of the run,
+    its speed, and what is observed of it.
+    """
+    ckpt, here = config["ckpt"], module.config
+    assert here is not None
+    content = checkpoint.read_together(ckpt, trusted=_packages(config))
     trained = content["ddpm_config"]
 
     def comparable(stored: dict[str, Any], key: str) -> Any:
@@ -249,14 +258,24 @@ def _check_resume(config: dict[str, Any], here: dict[str, Any], max_steps: int) 
     if differing:
         first = differing[0]
         raise ValueError(
-            f"ckpt={config['ckpt']} was trained with other settings of {', '.join(differing)} "
-            f"({first}: {trained.get(first)}, here {here[first]}); repeat the options of that run"
+            f"ckpt={ckpt} was trained with other settings of {', '.join(differing)} "
+            f"({first}: {shown(trained.get(first))}, here {here[first]}); repeat the options of that run"
         )
-    if content["global_step"] >= max_steps:
+    optimizer = class_name(module.configure_optimizers()["optimizer"])
+    if content.get("optimizer", optimizer) != optimizer:
         raise ValueError(
-            f"ckpt={config['ckpt']} has been trained for {content['global_step']} steps already; "
+            f"ckpt={ckpt} was trained by another optimizer ({shown(content['optimizer'])}, here {optimizer}), and what "
+            f"one has learned of the weights means nothing to another; repeat the options of that run"
+        )
+    if content["global_step"] >= trainer.max_steps:
+        raise ValueError(
+            f"ckpt={ckpt} has been trained for {content['global_step']} steps already; "
             f"give a trainer.max_steps above that"
         )
+    try:
+        trainer.strategy.checkpoint_io.content = resumable(content, module, trainer)  # type: ignore[attr-defined]
+    except ValueError as error:
+        raise ValueError(f"ckpt={ckpt} cannot be resumed: {error}") from error
     return int(content["global_step"])
 
 
