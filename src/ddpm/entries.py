@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MOST = 200_000
+MOST = 50_000
 """Entries that a checkpoint may have; lists in it may share their parts, so that a small file may hold any number."""
 DEEPEST = 20
 PLAIN = (Tensor, dict, list, tuple, str, int, float, type(None))
@@ -29,7 +29,8 @@ def printable(text: str) -> str:
 
 def shown(value: Any) -> str:
     """A value of a checkpoint in a message: in one line, of bounded length."""
-    return printable(_BRIEF.repr(value))
+    text = printable(_BRIEF.repr(value))
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def walk(content: Any) -> Iterator[tuple[str, Any, Any]]:

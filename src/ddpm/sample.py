@@ -44,7 +44,7 @@ def sample(cfg: Any) -> Path:
     if of.leads or cfg.task in SHARED:
         run(folder)
     if of.leads:
-        with written(folder / "made_by.json") as temporary:
+        with written(folder / "sample.json") as temporary:
             temporary.write_text(json.dumps(of.made_by, indent=2) + "\n")
         print(f"written: {', '.join(sorted(path.name for path in folder.iterdir()))} in {os.path.relpath(folder)}")
     return folder

@@ -27,11 +27,11 @@ def resumable(content: dict[str, Any], module: DDPM, trainer: lightning.Trainer)
     parts: dict[str, Any] = {
         "pytorch-lightning_version": lightning.__version__,  # as these entries are arranged
         "global_step": content["global_step"],
-        "state_dict": fitting(content["state_dict"], module.state_dict(), "state_dict"),
-        "unlogged": fitting(content.get("unlogged"), module.unlogged, "unlogged"),
-        "optimizer_states": [{"state": _learned(content, module, trainer.strategy.root_device)}],
         "loops": {"fit_loop": _progress(content, trainer)},
         "callbacks": _states(content, trainer),
+        "unlogged": fitting(content.get("unlogged"), module.unlogged, "unlogged"),
+        "state_dict": fitting(content["state_dict"], module.state_dict(), "state_dict"),
+        "optimizer_states": [{"state": _learned(content, module, trainer.strategy.root_device)}],
     }
     precision = trainer.precision_plugin
     name, scaler = type(precision).__qualname__, precision.state_dict()
@@ -56,15 +56,16 @@ def _learned(content: dict[str, Any], module: DDPM, device: torch.device) -> dic
     if not {*state} <= {*range(len(names))}:
         raise ValueError(f"optimizer_states.0.state is of other weights than the {len(names)} of the network")
     fresh: dict[Any, Any] = {}
+    learned = {}
     for index, weight in enumerate(module.diffusion.network.parameters()):
         kind = weight.shape, weight.dtype
         if kind not in fresh:
             fresh[kind] = _after_one_step(module, nn.Parameter(torch.zeros_like(weight, device=device)))
         if index in state:
-            state[index] = fitting(state[index], fresh[kind], f"optimizer_states.0.state.{index}")
+            learned[index] = fitting(state[index], fresh[kind], f"optimizer_states.0.state.{index}")
         elif fresh[kind] and _has_moved(content["state_dict"], names[index]):
             raise ValueError(f"optimizer_states.0.state.{index} is missing")
-    return state
+    return learned
 
 
 def _after_one_step(module: DDPM, weight: nn.Parameter) -> dict[str, Any]:
