@@ -2,6 +2,8 @@
 
 import copy
 import functools
+import hashlib
+import os
 import random
 import time
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 from torch.nn import Parameter
 
-from ddpm import build, checkpoint, cli, entries
+from ddpm import build, checkpoint, cli, entries, processes
 from ddpm.config import BASES, check_targets, is_option
 from ddpm.entries import fitting
 from ddpm.lit import experiment as edge
@@ -203,6 +205,41 @@ def test_a_configuration_that_repeats_its_parts_without_end_is_refused_at_once(c
         with pytest.raises(ValueError, match="is refused: it holds more than"):
             checkpoint.checked(damaged, "some.ckpt")
         assert time.process_time() - start < 2
+
+
+# ---------------------------------------------------------------- the file
+
+
+def test_the_hash_is_that_of_the_file(trained):
+    assert checkpoint.read(trained)["sha256"] == hashlib.sha256(trained.read_bytes()).hexdigest()
+
+
+def test_a_file_that_takes_the_place_of_the_first_is_not_read(trained, tmp_path, monkeypatch):
+    path, other = tmp_path / "a.ckpt", tmp_path / "other"
+    path.write_bytes(trained.read_bytes())
+    other.write_bytes(b"another")
+    digest = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda *given: (other.replace(path), digest(*given))[1])
+    content = checkpoint.read(path)
+    assert content["sha256"] == hashlib.sha256(trained.read_bytes()).hexdigest()
+    assert content["global_step"] == 2
+
+
+def test_a_file_that_is_written_to_while_it_is_read_is_refused(trained, tmp_path, monkeypatch):
+    path = tmp_path / "a.ckpt"
+    path.write_bytes(trained.read_bytes())
+    load = torch.load
+    monkeypatch.setattr(torch, "load", lambda *given, **how: (load(*given, **how), os.utime(path, (1, 1)))[0])
+    with pytest.raises(ValueError, match="was written to while it was read"):
+        checkpoint.read(path)
+
+
+def test_processes_that_read_different_files_are_all_told(trained, monkeypatch):
+    read = []
+    monkeypatch.setattr(processes, "agreed", lambda sha256: read.append(sha256) or "that of the leader")
+    with pytest.raises(ValueError, match="was replaced while the processes read it"):
+        checkpoint.read_together(trained)
+    assert len(read) == 1
 
 
 # ---------------------------------------------------------------- single entries
