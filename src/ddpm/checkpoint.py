@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ddpm.entries import fitting, printable, walk
+from ddpm.data.names import printable
+from ddpm.entries import fitting, walk
 
 if TYPE_CHECKING:
     from ddpm.diffusion import Diffusion
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 PREFIXES = {"ema": "ema.network.", "raw": "diffusion.network."}
 CONTENT = {
     *("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "MixedPrecision"),
-    *("epoch", "global_step", "pytorch-lightning_version", "ddpm_config", "unlogged", "optimizer"),
+    *("epoch", "global_step", "pytorch-lightning_version", "ddpm_config", "unlogged", "optimizer", "wandb_id"),
 }
 """What train.py writes into a checkpoint; Lightning acts upon other keys."""
 
@@ -99,12 +100,24 @@ def _is_plausible(content: dict[str, Any]) -> bool:
     image, evaluation = config["image"], config["evaluation"]
     if not all(isinstance(each, dict) for each in (image, evaluation, *(config[group] for group in BASES))):
         return False
+    names, kept = image.get("class_names", []), image.get("digest", {})
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        return False
+    if not (isinstance(kept, dict) and all(_is_fingerprint(each) for each in kept.values())):
+        return False
     shape, n_samples = image.get("shape"), evaluation.get("n_samples")
     counts = [content.get("global_step"), config["seed"], config["total_batch"], image.get("levels")]
     counts += [image.get("classes", 0), 0 if n_samples is None else n_samples]
     counts += shape if isinstance(shape, list) and len(shape) == 3 else [None]
-    features = evaluation.get("features")
-    return all(type(each) is int and each >= 0 for each in counts) and isinstance(features, str | None)
+    texts = [evaluation.get("features"), content.get("wandb_id")]
+    return all(type(each) is int and each >= 0 for each in counts) and all(
+        isinstance(each, str | None) for each in texts
+    )
+
+
+def _is_fingerprint(kept: Any) -> bool:
+    kinds = {"n": int, "of": str, "sha256": str}
+    return isinstance(kept, dict) and {key: type(value) for key, value in kept.items()} == kinds
 
 
 def model(content: dict[str, Any], weights: str = "ema") -> "Diffusion":

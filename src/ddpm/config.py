@@ -1,7 +1,9 @@
 """The schema of the configuration, and what a configuration from a checkpoint may name."""
 
+import hashlib
 import importlib
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pkgutil import resolve_name
@@ -11,7 +13,8 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from torch import Tensor
 
-from ddpm.entries import printable, shown, walk
+from ddpm.data.names import printable
+from ddpm.entries import brief, walk
 
 BASES = {
     "schedule": "ddpm.schedule.base:Schedule",
@@ -29,6 +32,8 @@ MODEL = ("schedule", "parameterization", "variance", "network", "conditioning")
 """The groups that define the model; a checkpoint can only be resumed with the same."""
 STORED = {*MODEL, "loss", "time_sampler", "sampler", "data", "seed", "image", "evaluation", "total_batch"}
 """What a checkpoint holds of the configuration: what rebuilds, resumes and evaluates the model."""
+LONGEST = 200
+"""Bytes of a folder's name, of the 255 that file systems allow."""
 
 
 @dataclass
@@ -65,6 +70,7 @@ class TrainConfig:
     speed: str = "auto"
     compile: bool = False
     ckpt: str | None = None
+    other_data: bool = False
     output_dir: str = MISSING
 
 
@@ -76,7 +82,7 @@ class NLLConfig:
     evaluations: int = 10
     n_images: int | None = None
     steps: int | None = None
-    clip: bool = False
+    clip: Any = None
 
 
 @dataclass
@@ -143,7 +149,7 @@ class SampleConfig:
     batch_size: int = 256
     seed: int | None = None
     sampler: Any = None
-    labels: list[int] | None = None
+    labels: list[Any] | None = None
     guidance: float = 0.0
     guidance_interval: list[float] | None = None
     speed: str = "reference"
@@ -161,9 +167,29 @@ class SampleConfig:
     trusted: list[str] = field(default_factory=list)
 
 
-def folder_name(text: str) -> str:
-    """`text` as a folder's name that needs no quotes in ckpt=... and is not too long for a file system."""
-    return re.sub(r"[^\w.+-]+", "-", text)[:120]
+def folder_name(number: int, overrides: str) -> str:
+    """The name of the folder of a sweep's job, which needs no quotes in ckpt=...
+
+    Where it would be too long, each long override is cut and ends in a hash of it all, so that what differs shows.
+
+    Args:
+        number: of the job.
+        overrides: each `key-value`, separated by commas.
+    """
+    items = [re.sub(r"[^\w.+-]+", "-", item) for item in overrides.split(",") if item]
+    name = "_".join([str(number), *items])
+    if len(name.encode()) > LONGEST:
+        room = (LONGEST - len(str(number))) // len(items) - 1
+        name = "_".join([str(number), *(_cut(item, room) for item in items)])
+    return _cut(name, LONGEST)
+
+
+def _cut(text: str, room: int) -> str:
+    """`text` in so many bytes, with a hash of it all where it is longer."""
+    if len(text.encode()) <= room:
+        return text
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return text.encode()[: max(0, room - 9)].decode(errors="ignore") + "-" + digest
 
 
 def register() -> None:
@@ -198,11 +224,10 @@ def check_targets(config: Any, trusted: Sequence[str] = ()) -> None:
             package = str(value).split(".")[0]
             mine = is_option(value, [group] if group in BASES else list(BASES))
             if not mine and (package not in trusted or package == "ddpm"):
-                remedy = (
-                    "it is refused" if package == "ddpm" else f"if you trust it, pass trusted=[{printable(package)}]"
-                )
+                trust = f"if you trust it, pass {shlex.quote(f'trusted=[{printable(package)}]')}"
                 raise ValueError(
-                    f"the checkpoint names {path} = {shown(value)}, which is not an option of ddpm; {remedy}"
+                    f"the checkpoint names {path} = {brief(value)}, which is not an option of ddpm; "
+                    + (trust if package != "ddpm" else "it is refused")
                 )
         elif str(key).startswith("_") or "${" in str(key) or (isinstance(value, str) and "${" in value):
             raise ValueError(f"the checkpoint's configuration holds {path}, which ddpm never writes; it is refused")

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddpm.data.names import printable
+
 MOST = 50_000
 """Entries that a checkpoint may have; lists in it may share their parts, so that a small file may hold any number."""
 DEEPEST = 20
@@ -20,14 +22,7 @@ _BRIEF.maxstring = _BRIEF.maxother = 120
 _BRIEF.maxlong = 40
 
 
-def printable(text: str) -> str:
-    """`text` in one line, with characters that a terminal would obey written as Python writes them."""
-    if text.isprintable():
-        return text
-    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
-
-
-def shown(value: Any) -> str:
+def brief(value: Any) -> str:
     """A value of a checkpoint in a message: in one line, of bounded length."""
     text = printable(_BRIEF.repr(value))
     return text if len(text) <= 200 else f"{text[:200]}..."
@@ -91,7 +86,7 @@ def fitting(found: Any, like: Any, path: str, loose: bool = False) -> Any:
         return found if loose else [fitting(*pair, f"{path}.{i}") for i, pair in pairs]
     if _is_like(found, like, loose):
         return found
-    raise ValueError(f"{path} is {shown(found)}, which cannot stand for {shown(like)}")
+    raise ValueError(f"{path} is {brief(found)}, which cannot stand for {brief(like)}")
 
 
 def _fitting_tensor(found: Any, like: Tensor, path: str) -> Tensor:

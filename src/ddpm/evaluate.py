@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ddpm import cli
-from ddpm.entries import printable
+from ddpm.command import shown
+from ddpm.data.names import printable
 from ddpm.evaluation import guidance, nll, ode, quality, rate_distortion
 from ddpm.files import written
 from ddpm.metrics import fidelity
@@ -54,7 +55,7 @@ def evaluate(cfg: Any) -> dict[str, Any]:
         parts["samples"] = quality.prepare(of, of_samples)
     folder = cli.new_folder(Path(cfg.output_dir or Path(cfg.ckpt).parent), "evaluate", of.leads)
 
-    result: dict[str, Any] = of.origin | {"data": of.config["data"]}
+    result: dict[str, Any] = of.origin | {"data": of.config["data"], "data_of_training": of.of_training}
     for name, run in parts.items():
         result[name] = run(folder)
         if of.leads:
@@ -62,7 +63,7 @@ def evaluate(cfg: Any) -> dict[str, Any]:
                 temporary.write_text(json.dumps(result, indent=2) + "\n")
     if of.leads:
         _show(result)
-        print(f"written: {', '.join(sorted(path.name for path in folder.iterdir()))} in {os.path.relpath(folder)}")
+        print(f"written: {', '.join(sorted(path.name for path in folder.iterdir()))} in {shown(folder)}")
     return result
 
 

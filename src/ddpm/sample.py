@@ -1,12 +1,12 @@
 """Samples of a checkpoint, and what else can be done by sampling."""
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ddpm import cli
+from ddpm.command import shown
 from ddpm.files import written
 from ddpm.subject import WITH_CLASSES, Subject, subject
 from ddpm.tasks import encode, grid, interpolate, inverse, progressive, slerp
@@ -46,5 +46,5 @@ def sample(cfg: Any) -> Path:
     if of.leads:
         with written(folder / "sample.json") as temporary:
             temporary.write_text(json.dumps(of.made_by, indent=2) + "\n")
-        print(f"written: {', '.join(sorted(path.name for path in folder.iterdir()))} in {os.path.relpath(folder)}")
+        print(f"written: {', '.join(sorted(path.name for path in folder.iterdir()))} in {shown(folder)}")
     return folder

@@ -108,7 +108,7 @@ AS_TYPED = {
     *("sampler._target_", "callbacks.samples._target_", "callbacks.samples.sampler._target_"),
     *("callbacks.checkpoint._target_", "callbacks.bits_per_dim._target_", "callbacks.fid._target_"),
     *("callbacks.fid.sampler._target_", "callbacks.progress._target_", "callbacks.throughput._target_"),
-    *("logger.csv._target_", "logger.csv.save_dir", "output_dir", "ckpt", "speed", "trainer.accelerator"),
+    *("logger.csv._target_", "logger.csv.save_dir", "output_dir", "ckpt", "speed", "other_data", "trainer.accelerator"),
     *("trainer.devices", "trainer.num_nodes"),
 }
 """What a checkpoint holds nothing of: a run is built from what is typed, whether it resumes or not. Other devices must
