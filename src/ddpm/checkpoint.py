@@ -1,12 +1,15 @@
 """From a checkpoint to the model."""
 
-import zipfile
+import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from ddpm.data.names import printable
+from ddpm.entries import fitting, walk
 
 if TYPE_CHECKING:
     from ddpm.diffusion import Diffusion
@@ -14,7 +17,7 @@ if TYPE_CHECKING:
 PREFIXES = {"ema": "ema.network.", "raw": "diffusion.network."}
 CONTENT = {
     *("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "MixedPrecision"),
-    *("epoch", "global_step", "pytorch-lightning_version", "ddpm_config", "unlogged", "wandb_id"),
+    *("epoch", "global_step", "pytorch-lightning_version", "ddpm_config", "unlogged", "optimizer", "wandb_id"),
 }
 """What train.py writes into a checkpoint; Lightning acts upon other keys."""
 
@@ -25,47 +28,93 @@ def read(path: str | Path, trusted: Sequence[str] = ()) -> dict[str, Any]:
     Args:
         path: a file written by train.py, or the folder of its run, for the last one.
         trusted: packages that its configuration may name besides ddpm.
+    Returns:
+        What is in it, and as `sha256` the hash of the file in hexadecimal digits.
     Raises:
         ValueError: the file is missing, damaged, not of ddpm, or names what it may not.
     """
-    from ddpm.config import STORED, check_targets
     from ddpm.run_folder import found
 
     path = found(path)
     if not path.is_file():
         raise ValueError(f"there is no checkpoint {path}; training writes last.ckpt into its run folder under runs/")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, OSError) as error:
+        with path.open("rb") as file:  # one handle: hash and content are of one file, whatever takes its place
+            before = os.fstat(file.fileno()).st_mtime_ns
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            file.seek(0)
+            content = torch.load(file, map_location="cpu", weights_only=True)
+            unchanged = os.fstat(file.fileno()).st_mtime_ns == before
+    except Exception as error:  # what a damaged file leads to is not foreseeable
         raise ValueError(
             f"{path} cannot be read as a checkpoint: it is damaged, or holds more than tensors and plain values"
         ) from error
+    if not unchanged:
+        raise ValueError(f"{path} was written to while it was read; try again")
+    return checked(content, path, trusted) | {"sha256": sha256}
+
+
+def read_together(path: str | Path, trusted: Sequence[str] = ()) -> dict[str, Any]:
+    """As `read`, on every process of a job; they are sure to have read the same file.
+
+    Raises:
+        ValueError: also if another file took its place between two of them.
+    """
+    from ddpm import processes
+
+    content = read(path, trusted)
+    if processes.most(int(content["sha256"] != processes.agreed(content["sha256"]))):
+        raise ValueError(f"{path} was replaced while the processes read it; try again")
+    return content
+
+
+def checked(content: Any, path: str | Path, trusted: Sequence[str] = ()) -> dict[str, Any]:
+    """The content of the file `path`, if it is what training writes and its configuration names what it may.
+
+    Raises:
+        ValueError: saying what is wrong with it.
+    """
+    from ddpm.config import STORED, check_targets
+
     if not isinstance(content, dict) or not isinstance(content.get("ddpm_config"), dict):
         raise ValueError(f"{path} is not a checkpoint of ddpm; give a file written by train.py, such as last.ckpt")
+    try:
+        for _ in walk(content):
+            pass
+    except ValueError as error:
+        raise ValueError(f"{path} is refused: {error}") from error
     config = content["ddpm_config"]
     config.setdefault("conditioning", {"_target_": "ddpm.conditioning.none.Unconditional"})
-    strange = sorted(map(str, {*content} - CONTENT)) + sorted(f"ddpm_config.{key}" for key in {*config} - STORED)
+    strange = [*sorted(map(str, {*content} - CONTENT)), *sorted(f"ddpm_config.{key}" for key in {*config} - STORED)]
     if strange:
-        raise ValueError(f"{path} holds {strange[0]}, which ddpm never writes; it is refused")
+        raise ValueError(f"{path} holds {printable(strange[0])}, which ddpm never writes; it is refused")
     check_targets(config, trusted)
-    if not ({*config} >= STORED and isinstance(content.get("state_dict"), dict) and _is_plausible(config)):
+    if not ({*config} >= STORED and isinstance(content.get("state_dict"), dict) and _is_plausible(content)):
         raise ValueError(f"{path} is not a whole checkpoint of ddpm; give a file written by train.py")
     return content
 
 
-def _is_plausible(config: dict[str, Any]) -> bool:
+def _is_plausible(content: dict[str, Any]) -> bool:
     """Whether what is not built from a target has the types that it should have."""
+    from ddpm.config import BASES
+
+    config = content["ddpm_config"]
     image, evaluation = config["image"], config["evaluation"]
-    if not (isinstance(image, dict) and isinstance(evaluation, dict) and {"shape", "levels"} <= {*image}):
+    if not all(isinstance(each, dict) for each in (image, evaluation, *(config[group] for group in BASES))):
         return False
     names, kept = image.get("class_names", []), image.get("digest", {})
     if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         return False
     if not (isinstance(kept, dict) and all(_is_fingerprint(each) for each in kept.values())):
         return False
-    shape = image["shape"]
-    numbers = [config["seed"], image["levels"], image.get("classes", 0), *(shape if isinstance(shape, list) else [])]
-    return len(numbers) == 6 and all(isinstance(number, int) and number >= 0 for number in numbers)
+    shape, n_samples = image.get("shape"), evaluation.get("n_samples")
+    counts = [content.get("global_step"), config["seed"], config["total_batch"], image.get("levels")]
+    counts += [image.get("classes", 0), 0 if n_samples is None else n_samples]
+    counts += shape if isinstance(shape, list) and len(shape) == 3 else [None]
+    texts = [evaluation.get("features"), content.get("wandb_id")]
+    return all(type(each) is int and each >= 0 for each in counts) and all(
+        isinstance(each, str | None) for each in texts
+    )
 
 
 def _is_fingerprint(kept: Any) -> bool:
@@ -90,11 +139,14 @@ def model(content: dict[str, Any], weights: str = "ema") -> "Diffusion":
     image = config["image"]
     diffusion = build.diffusion(config, tuple(image["shape"]), image["levels"], image.get("classes", 0))
     prefix = PREFIXES[weights]
-    state = {key.removeprefix(prefix): value for key, value in content["state_dict"].items() if key.startswith(prefix)}
+    entries = content["state_dict"].items()
+    state = {key.removeprefix(prefix): value for key, value in entries if str(key).startswith(prefix)}
     try:
-        diffusion.network.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(f"the {weights} weights do not fit the network that the checkpoint describes") from error
+        diffusion.network.load_state_dict(fitting(state, diffusion.network.state_dict(), "the network"))
+    except ValueError as error:
+        raise ValueError(
+            f"the {weights} weights do not fit the network that the checkpoint describes: {error}"
+        ) from error
     return diffusion.eval().requires_grad_(False)
 
 

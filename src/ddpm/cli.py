@@ -20,6 +20,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ddpm import allocator, build, files, followers, processes, run_folder
+from ddpm.data.names import printable
 from ddpm.files import expanded
 
 EXPLAINED = (ValueError, OSError, OmegaConfBaseException, HydraException)
@@ -82,8 +83,9 @@ def explained(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         remedy = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "check the path"
         where = f" {error.filename}" if error.filename else ""
-        return f"error: {error.strerror}:{where}; {remedy}, or choose another folder; what was written before is kept"
-    return f"error: {str(error).splitlines()[0]}"
+        said = f"error: {error.strerror}:{where}; {remedy}, or choose another folder; what was written before is kept"
+        return printable(said)
+    return printable(f"error: {str(error).splitlines()[0]}")
 
 
 def lead(entry: str, cfg: DictConfig | None) -> Any:

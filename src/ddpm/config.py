@@ -1,21 +1,35 @@
 """The schema of the configuration, and what a configuration from a checkpoint may name."""
 
 import hashlib
+import importlib
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pkgutil import resolve_name
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig, OmegaConf
+from torch import Tensor
 
-# A leaf of the project: module and class, nothing behind them.
-OWN = re.compile(
-    r"ddpm\.(schedule|parameterization|variance|loss|time_sampler|network|conditioning|data|sampler)\.[a-z0-9_]+\.[A-Z]\w*"
-)
+from ddpm.data.names import printable
+from ddpm.entries import brief, walk
+
+BASES = {
+    "schedule": "ddpm.schedule.base:Schedule",
+    "parameterization": "ddpm.parameterization.base:Parameterization",
+    "variance": "ddpm.variance.base:Variance",
+    "network": "ddpm.network.base:Network",
+    "conditioning": "ddpm.conditioning.base:Conditioning",
+    "loss": "ddpm.loss.base:Loss",
+    "time_sampler": "ddpm.time_sampler.base:TimeSampler",
+    "sampler": "ddpm.sampler.base:Sampler",
+    "data": "ddpm.data.source:Source",
+}
+"""The groups of which a checkpoint names an option, and what the options of each derive from."""
 MODEL = ("schedule", "parameterization", "variance", "network", "conditioning")
 """The groups that define the model; a checkpoint can only be resumed with the same."""
 STORED = {*MODEL, "loss", "time_sampler", "sampler", "data", "seed", "image", "evaluation", "total_batch"}
@@ -221,36 +235,39 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
 
 
 def check_targets(config: Any, trusted: Sequence[str] = ()) -> None:
-    """Refuse a configuration that names what it may not, before anything is imported.
+    """Refuse a configuration that names what it may not, before anything but an option of ddpm is imported.
 
     Args:
         config: plain, from a checkpoint.
         trusted: packages of the user's, by their first name, that it may name too.
     Raises:
-        ValueError: a target is neither a leaf of the project nor of a trusted package, or an entry would steer the
-            instantiation or be computed.
+        ValueError: a target is neither an option of ddpm, of the group in whose place it stands, nor of a trusted
+            package, or an entry would steer the instantiation, be computed, or is not plain.
     """
-    for path, key, value in _entries(config):
+    for path, key, value in walk(config):
         if key == "_target_":
-            mine = isinstance(value, str) and OWN.fullmatch(value)
+            group = path.removesuffix("._target_")
             package = str(value).split(".")[0]
+            mine = is_option(value, [group] if group in BASES else list(BASES))
             if not mine and (package not in trusted or package == "ddpm"):
-                trust = f"if you trust it, pass {shlex.quote(f'trusted=[{package}]')}"
+                trust = f"if you trust it, pass {shlex.quote(f'trusted=[{printable(package)}]')}"
                 raise ValueError(
-                    f"the checkpoint names {path} = {value!r}, which is not an option of ddpm; "
+                    f"the checkpoint names {path} = {brief(value)}, which is not an option of ddpm; "
                     + (trust if package != "ddpm" else "it is refused")
                 )
-        elif key.startswith("_") or "${" in key or (isinstance(value, str) and "${" in value):
+        elif str(key).startswith("_") or "${" in str(key) or (isinstance(value, str) and "${" in value):
             raise ValueError(f"the checkpoint's configuration holds {path}, which ddpm never writes; it is refused")
+        elif isinstance(value, Tensor):
+            raise ValueError(f"the checkpoint's configuration holds {path}, a tensor; it is refused")
 
 
-def _entries(config: Any, path: str = "") -> Iterator[tuple[str, str, Any]]:
-    if isinstance(config, dict):
-        for key, value in config.items():
-            here = f"{path}.{key}" if path else str(key)
-            yield here, str(key), value
-            yield from _entries(value, here)
-    elif isinstance(config, list | tuple):
-        for i, value in enumerate(config):
-            yield f"{path}.{i}", str(i), value
-            yield from _entries(value, f"{path}.{i}")
+def is_option(target: Any, groups: Sequence[str]) -> bool:
+    """Whether `target` names a class of ddpm that derives from the base of one of these groups, where it is defined."""
+    found = re.fullmatch(r"(ddpm\.([a-z_]+)\.[a-z0-9_]+)\.([A-Z]\w*)", target) if isinstance(target, str) else None
+    if found is None or found[2] not in groups:
+        return False
+    try:
+        kind = getattr(importlib.import_module(found[1]), found[3], None)
+    except ModuleNotFoundError:
+        return False
+    return isinstance(kind, type) and issubclass(kind, resolve_name(BASES[found[2]])) and kind.__module__ == found[1]

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from ddpm import cli
 from ddpm.command import shown
+from ddpm.data.names import printable
 from ddpm.evaluation import guidance, nll, ode, quality, rate_distortion
 from ddpm.files import written
 from ddpm.metrics import fidelity
@@ -55,14 +56,7 @@ def evaluate(cfg: Any) -> dict[str, Any]:
         parts["samples"] = quality.prepare(of, of_samples)
     folder = cli.new_folder(Path(cfg.output_dir or Path(cfg.ckpt).parent), "evaluate", of.leads)
 
-    result: dict[str, Any] = {
-        "checkpoint": os.path.basename(cfg.ckpt),
-        "step": of.step,
-        "weights": cfg.weights,
-        "seed": of.seed,
-        "data": of.config["data"],
-        "data_of_training": of.of_training,
-    }
+    result: dict[str, Any] = of.origin | {"data": of.config["data"], "data_of_training": of.of_training}
     for name, run in parts.items():
         result[name] = run(folder)
         if of.leads:
@@ -96,7 +90,8 @@ def _show(result: dict[str, Any]) -> None:
     console = Console()
     sign = "±" if console.encoding.startswith("utf") else "+-"
     title = partial(Table, title_justify="left")
-    table = title(title=f"{result['checkpoint']}, step {result['step']:,}, {result['weights']} weights")
+    name = printable(os.path.basename(result["checkpoint"]))
+    table = title(title=f"{name}, step {result['step']:,}, {result['weights']} weights")
     for column in ("metric", "value", "N", "of"):
         table.add_column(column)
     for part, key, label, spread in ROWS:

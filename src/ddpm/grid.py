@@ -1,11 +1,12 @@
 """Images as picture files."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from ddpm.files import written
@@ -49,19 +50,22 @@ def in_rows(images: Tensor, rows: int) -> Tensor:
     return grid(tiles[order], columns)
 
 
-def save_gif(images: Sequence[Tensor], path: Path, seconds: float = 4.0) -> Path:
+def save_gif(images: Sequence[Tensor], path: Path, seconds: float = 4.0, comment: str = "") -> Path:
     """Write a moving picture of uint8 images (1 or 3, H, W) that rests on the last one; returns its path."""
     frames = [_picture(image) for image in images]
     each = max(20, round(1000 * seconds / len(frames)))
     durations = [each] * (len(frames) - 1) + [1500]
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0, comment=comment)
     return path
 
 
-def save_png(image: Tensor, path: Path) -> Path:
-    """Write one image, uint8, shape (1 or 3, H, W); returns its path."""
+def save_png(image: Tensor, path: Path, text: Mapping[str, str] | None = None) -> Path:
+    """Write one image, uint8, shape (1 or 3, H, W), with texts by their names; returns its path."""
+    texts = PngInfo()
+    for name, each in (text or {}).items():
+        texts.add_text(name, each)
     with written(path) as temporary:
-        _picture(image).save(temporary, format="PNG")
+        _picture(image).save(temporary, format="PNG", pnginfo=texts)
     return path
 
 

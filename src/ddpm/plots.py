@@ -12,10 +12,10 @@ from ddpm.grid import grid
 from ddpm.rate_distortion import RateDistortion
 
 
-def save(figure: Figure, path: Path) -> Path:
-    """Write a figure as PNG; returns its path."""
+def save(figure: Figure, path: Path, text: Mapping[str, str] | None = None) -> Path:
+    """Write a figure as PNG, with texts by their names; returns its path."""
     with written(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
+        figure.savefig(temporary, format="png", dpi=150, metadata=dict(text or {}))
     return path
 
 

@@ -1,5 +1,6 @@
 """Samples of a checkpoint, and what else can be done by sampling."""
 
+import json
 import runpy
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,8 @@ from typing import Any
 
 from ddpm import cli
 from ddpm.command import shown
-from ddpm.subject import Subject, subject
+from ddpm.files import written
+from ddpm.subject import WITH_CLASSES, Subject, subject
 from ddpm.tasks import encode, grid, interpolate, inverse, progressive, slerp
 
 TASKS: dict[str, Callable[[Subject], Callable[[Path], None]]] = {
@@ -18,8 +20,6 @@ TASKS: dict[str, Callable[[Subject], Callable[[Path], None]]] = {
     "encode": encode.prepare,
     "inverse": inverse.prepare,
 }
-WITH_CLASSES = ("grid", "progressive")
-"""Tasks that sample classes of a conditional model; the others use it as the unconditional model that it also is."""
 SHARED = ("grid", "inverse")
 """Tasks that several processes share; the others, which are short, are done by the first."""
 
@@ -47,6 +47,8 @@ def sample(cfg: Any) -> Path:
     if of.leads or cfg.task in SHARED:
         run(folder)
     if of.leads:
+        with written(folder / "sample.json") as temporary:
+            temporary.write_text(json.dumps(of.made_by, indent=2) + "\n")
         print(f"written: {', '.join(sorted(path.name for path in folder.iterdir()))} in {shown(folder)}")
     return folder
 

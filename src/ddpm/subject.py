@@ -1,5 +1,7 @@
 """What evaluate.py and sample.py are about: a checkpoint, its data, and the options."""
 
+import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,6 +22,10 @@ from ddpm.noise import IndexedNoise, Stream
 from ddpm.sampler.base import Sampler
 from ddpm.share import Share
 
+WITH_CLASSES = ("grid", "progressive")
+"""Tasks that sample classes of a conditional model; the others use it as the unconditional model that it also is."""
+IN_PICTURES = ("sha256", "step", "weights", "task", "seed", "sampler", "labels", "guidance", "guidance_interval")
+
 
 @dataclass(frozen=True, eq=False)
 class Subject:
@@ -31,6 +37,7 @@ class Subject:
         model: in evaluation mode, on its device.
         seed: of the noise.
         step: optimizer steps that the model was trained for.
+        sha256: of the checkpoint's file.
         share: of this process.
         of_training: split -> whether its images are those of the training run, None if that cannot be told; of the
             splits that were loaded, on the process that leads.
@@ -41,6 +48,7 @@ class Subject:
     model: Diffusion
     seed: int
     step: int
+    sha256: str
     share: Share
     of_training: dict[str, bool | None] = field(default_factory=dict)
 
@@ -59,6 +67,36 @@ class Subject:
         """Of an image, (C, H, W)."""
         channels, height, width = self.config["image"]["shape"]
         return channels, height, width
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """Which weights results are of."""
+        return {
+            "checkpoint": os.path.abspath(self.cfg.ckpt),
+            "sha256": self.sha256,
+            "step": self.step,
+            "weights": self.cfg.weights,
+            "seed": self.seed,
+        }
+
+    @cached_property
+    def made_by(self) -> dict[str, Any]:
+        """What made the results of sample.py: which weights, and every option."""
+        options = OmegaConf.to_container(self.cfg, resolve=True)
+        assert isinstance(options, dict)
+        left_out = {"ckpt", "output_dir", "trusted"}
+        return self.origin | {
+            **{str(name): value for name, value in options.items() if name not in left_out},
+            "seed": self.seed,
+            "sampler": self.sampler_config,
+            "labels": self.labels.tolist() if self.model.classes and self.cfg.task in WITH_CLASSES else None,
+        }
+
+    @cached_property
+    def text(self) -> dict[str, str]:
+        """`made_by` for a picture, which may travel: no path of this machine."""
+        named = {name: self.made_by[name] for name in IN_PICTURES}
+        return {"ddpm": json.dumps({"checkpoint": os.path.basename(self.cfg.ckpt)} | named)}
 
     @cached_property
     def sampler_config(self) -> Any:
@@ -194,7 +232,7 @@ def subject(cfg: Any) -> Subject:
     speed.check(cfg.speed)
     if cfg.seed is not None and cfg.seed < 0:
         raise ValueError(f"seed must be at least 0, got {cfg.seed}")
-    content = checkpoint.read(cfg.ckpt, cfg.trusted)
+    content = checkpoint.read_together(cfg.ckpt, cfg.trusted)
     model = checkpoint.model(content, cfg.weights).to(device(cfg.device))
     if not model.classes and (cfg.guidance != 0 or cfg.guidance_interval is not None):
         raise ValueError(
@@ -205,7 +243,7 @@ def subject(cfg: Any) -> Subject:
     speed.arrange(model.network, cfg.speed, model.process.times.device)
     config = content["ddpm_config"]
     seed = config["seed"] if cfg.seed is None else cfg.seed
-    return Subject(cfg, config, model, seed, content["global_step"], processes.share())
+    return Subject(cfg, config, model, seed, content["global_step"], content["sha256"], processes.share())
 
 
 def device(name: str) -> torch.device:

@@ -1,6 +1,7 @@
 """Evaluating and sampling a checkpoint: the numbers of training, of torch-fidelity, and of any batch size."""
 
 import csv
+import hashlib
 import json
 from pathlib import Path
 
@@ -105,7 +106,7 @@ def test_saved_samples_have_the_same_scores_under_torch_fidelity(evaluated, tmp_
 def test_every_number_states_what_defines_it(evaluated):
     result = evaluated[1]
     samples, nll = result["samples"], result["nll"]
-    assert (result["checkpoint"], result["step"], result["weights"], result["seed"]) == ("last.ckpt", 6, "ema", 3)
+    assert (result["step"], result["weights"], result["seed"]) == (6, "ema", 3)
     assert result["data"]["_target_"] == "ddpm.data.digits.Digits"
     assert (samples["n"], samples["fid_floor_n"], samples["reference"], samples["reference_n"]) == (
         100,
@@ -316,15 +317,33 @@ def drawn(run_entry, tmp_path_factory):
 
 
 def test_sampling_writes_n_images_and_a_grid(drawn):
-    assert {path.name for path in drawn.iterdir()} == {"images", "grid.png"}
+    assert {path.name for path in drawn.iterdir()} == {"images", "grid.png", "sample.json"}
     assert pixels(drawn).shape == (9, 8, 8)
     assert min(Image.open(drawn / "grid.png").size) > 3 * 8
     assert {round(level * 255 / 16) for level in range(17)} >= set(pixels(drawn).flatten().tolist())
 
 
+def test_every_result_says_what_made_it(run, drawn, evaluated):
+    sha256 = hashlib.sha256((run[0] / "last.ckpt").read_bytes()).hexdigest()
+    found = json.loads((drawn / "sample.json").read_text())
+    assert (found["checkpoint"], found["sha256"]) == (str(run[0] / "last.ckpt"), sha256)
+    assert (found["step"], found["weights"], found["seed"], found["labels"]) == (6, "ema", 3, None)
+    assert (found["task"], found["n"], found["sampler"]["_target_"]) == (
+        "grid",
+        9,
+        "ddpm.sampler.ancestral.Ancestral",
+    )
+    for path in (drawn / "grid.png", drawn / "images" / "000000.png"):
+        text = json.loads(Image.open(path).text["ddpm"])
+        assert text["checkpoint"] == "last.ckpt"
+        assert {key: text[key] for key in text if key != "checkpoint"}.items() <= found.items()
+        assert {"sha256", "sampler", "seed", "labels"} <= text.keys()
+    assert (evaluated[1]["checkpoint"], evaluated[1]["sha256"]) == (str(run[0] / "last.ckpt"), sha256)
+
+
 def test_npz_holds_the_same_images(drawn, run_entry, tmp_path):
     folder = run_entry("sample", "n=9", "format=npz", f"output_dir='{tmp_path}'")
-    assert {path.name for path in folder.iterdir()} == {"samples.npz", "grid.png"}
+    assert {path.name for path in folder.iterdir()} == {"samples.npz", "grid.png", "sample.json"}
     samples = np.load(folder / "samples.npz")["samples"]
     assert samples.dtype == np.uint8
     assert samples.shape == (9, 8, 8, 1)

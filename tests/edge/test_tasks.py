@@ -37,7 +37,11 @@ def do(compose, checkpoint, tmp_path_factory):
 
 
 def files(folder):
-    return {path.name for path in folder.iterdir()}
+    """What a task leaves, beside what says how it was made."""
+    assert json.loads((folder / "sample.json").read_text())["sha256"]
+    for path in folder.glob("*.png"):
+        assert json.loads(Image.open(path).text["ddpm"])["sampler"]
+    return {path.name for path in folder.iterdir()} - {"sample.json"}
 
 
 def is_picture(path):

@@ -15,7 +15,10 @@ def printable(name: str | Path) -> str:
     """The name, with escapes in place of what a terminal would act upon or cannot show: control characters, newlines,
     and bytes that are not UTF-8.
     """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(name))
+    text = str(name)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def numbered(names: Sequence[str], most: int = 12) -> str:

@@ -31,11 +31,13 @@ from ddpm.data.datamodule import DataModule
 from ddpm.data.images import not_compared, same
 from ddpm.data.source import Source
 from ddpm.ema import EMA
+from ddpm.entries import brief
 from ddpm.lit import loggers, report
 from ddpm.lit.between_steps import BetweenSteps
 from ddpm.lit.callbacks.checkpoint import WholeFiles
 from ddpm.lit.interrupt import Interrupted, Signals
-from ddpm.lit.module import DDPM
+from ddpm.lit.module import DDPM, class_name
+from ddpm.lit.resume import resumable
 from ddpm.process import Process
 
 EXPECTED_WARNINGS = (
@@ -71,10 +73,11 @@ class Experiment(NamedTuple):
             logger.log_hyperparams(self.config)
         if self.trainer.is_global_zero:
             report.summary(self.trainer, self.module, self.data, self.config)
+        path = self.config["ckpt"] and os.path.abspath(self.config["ckpt"])  # Lightning takes some words for others
         signals = self.between.signals
         signals.install()
         try:
-            self.trainer.fit(self.module, datamodule=self.data, ckpt_path=self.config["ckpt"], weights_only=True)
+            self.trainer.fit(self.module, datamodule=self.data, ckpt_path=path, weights_only=True)
             if self.trainer.is_global_zero:
                 report.results(self.trainer, self.module, self.config)
             if signals.asked:  # amid the last checkpoint
@@ -114,7 +117,7 @@ def experiment(cfg: DictConfig) -> Experiment:
     total_batch = config["batch_size"] * trainer.world_size * trainer.accumulate_grad_batches
     module.config = _stored(config, source, module.diffusion.classes) | {"total_batch": total_batch}
     if config["ckpt"] is not None:
-        content = _check_resume(config, module.config, trainer.max_steps)
+        content = _resume(config, module, trainer)
         loggers.go_on(trainer.loggers, content.get("wandb_id"))
     data = DataModule(source, config["batch_size"], config["seed"], config["num_workers"])
     data.setup()
@@ -276,9 +279,15 @@ def _callbacks(config: dict[str, Any], process: Process) -> list[lightning.Callb
     return built
 
 
-def _check_resume(config: dict[str, Any], here: dict[str, Any], max_steps: int) -> dict[str, Any]:
-    """The content of the checkpoint, which must have been trained as is configured; where the data lies may differ."""
-    content = checkpoint.read(Path(config["ckpt"]), trusted=_packages(config))
+def _resume(config: dict[str, Any], module: DDPM, trainer: lightning.Trainer) -> dict[str, Any]:
+    """Let the trainer resume the checkpoint, which must have been trained as is configured; its content.
+
+    Where the data lie may differ, and what a run may change on its way: the optimizer's options, the length of the run,
+    its speed, and what is observed of it.
+    """
+    ckpt, here = config["ckpt"], module.config
+    assert here is not None
+    content = checkpoint.read_together(ckpt, trusted=_packages(config))
     trained = content["ddpm_config"]
 
     def comparable(stored: dict[str, Any], key: str) -> Any:
@@ -291,14 +300,24 @@ def _check_resume(config: dict[str, Any], here: dict[str, Any], max_steps: int) 
     if differing:
         first = differing[0]
         raise ValueError(
-            f"ckpt={config['ckpt']} was trained with other settings of {', '.join(differing)} "
-            f"({first}: {trained.get(first)}, here {here[first]}); repeat the options of that run"
+            f"ckpt={ckpt} was trained with other settings of {', '.join(differing)} "
+            f"({first}: {brief(trained.get(first))}, here {here[first]}); repeat the options of that run"
         )
-    if content["global_step"] >= max_steps:
+    optimizer = class_name(module.configure_optimizers()["optimizer"])
+    if content.get("optimizer", optimizer) != optimizer:
         raise ValueError(
-            f"ckpt={config['ckpt']} has been trained for {content['global_step']} steps already; "
+            f"ckpt={ckpt} was trained by another optimizer ({brief(content['optimizer'])}, here {optimizer}), and what "
+            f"one has learned of the weights means nothing to another; repeat the options of that run"
+        )
+    if content["global_step"] >= trainer.max_steps:
+        raise ValueError(
+            f"ckpt={ckpt} has been trained for {content['global_step']} steps already; "
             f"give a trainer.max_steps above that"
         )
+    try:
+        trainer.strategy.checkpoint_io.content = resumable(content, module, trainer)  # type: ignore[attr-defined]
+    except ValueError as error:
+        raise ValueError(f"ckpt={ckpt} cannot be resumed: {error}") from error
     return content
 
 

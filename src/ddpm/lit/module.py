@@ -160,26 +160,43 @@ class DDPM(lightning.LightningModule):
         warm_up = LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / max(1, self.warmup_steps)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warm_up, "interval": "step"}}
 
+    @property
+    def unlogged(self) -> dict[str, Tensor]:
+        """The losses since they were logged last."""
+        return {"total": self.quartiles.total, "weight": self.quartiles.weight}
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what rebuilds the model, the W&B run, and the losses of all processes since they were logged last."""
         checkpoint["ddpm_config"] = self.config
+        checkpoint["unlogged"] = {name: summed(losses) for name, losses in self.unlogged.items()}
+        checkpoint["optimizer"] = class_name(self.trainer.optimizers[0])
         checkpoint["wandb_id"] = run_id(self.trainer.loggers)
-        checkpoint["unlogged"] = {name: summed(getattr(self.quartiles, name)) for name in ("total", "weight")}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Let the first process have the losses that were not logged yet; resuming may be on more of them.
+        """Go on with what the optimizer has learned, by the options that are configured, whatever they were before.
 
-        What the optimizer keeps of a weight is laid out as the weight is, which a fused step relies on.
+        What it keeps of a weight is laid out as the weight is, which a fused step relies on. The first process has the
+        losses that were not logged yet; resuming may be on more of them.
         """
-        weights = list(self.diffusion.network.parameters())
-        for optimizer in checkpoint["optimizer_states"]:
-            for index, state in optimizer["state"].items():
-                for name, value in state.items():
-                    if value.shape == weights[index].shape:
-                        state[name] = torch.empty_like(weights[index]).copy_(value)
+        weights, step = list(self.diffusion.network.parameters()), checkpoint["global_step"]
+        configured = self.configure_optimizers()
+        optimizer, warm_up = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
+        rates = [rate * factor(step) for rate, factor in zip(warm_up.base_lrs, warm_up.lr_lambdas, strict=True)]
+        checkpoint["lr_schedulers"] = [
+            warm_up.state_dict() | {"last_epoch": step, "_step_count": step + 1, "_last_lr": rates}
+        ]
+        (learned,) = checkpoint["optimizer_states"]
+        learned["param_groups"] = optimizer.state_dict()["param_groups"]
+        for group, rate in zip(learned["param_groups"], rates, strict=True):
+            group["lr"] = rate
+        for index, state in learned["state"].items():
+            for name, value in state.items():
+                if isinstance(value, Tensor):
+                    fits = value.shape == weights[index].shape
+                    state[name] = torch.empty_like(weights[index] if fits else value).copy_(value)
         if self.global_rank == 0:
-            for name, value in checkpoint["unlogged"].items():
-                getattr(self.quartiles, name).copy_(value)
+            for name, losses in self.unlogged.items():
+                losses.copy_(checkpoint["unlogged"][name])
 
     def check_finite(self) -> None:
         """Stop when a loss or a weight is not a finite number.
@@ -214,3 +231,8 @@ class DDPM(lightning.LightningModule):
         own = torch.Generator(self.device).manual_seed(key(Stream.TRAINING, self.global_rank + 1))
         shared = torch.Generator(self.device).manual_seed(key(Stream.TRAINING, 0))
         return own, shared
+
+
+def class_name(part: object) -> str:
+    """Of a class, wherever it may be imported from."""
+    return f"{type(part).__module__}.{type(part).__qualname__}"

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ddpm.network.base import Network
 from ddpm.network.group_norm import GroupNorm
 from ddpm.network.layers import Attention, Downsample, ResidualBlock, TimeEmbedding, Upsample, conv
 from ddpm.tables import distinct
@@ -16,7 +17,7 @@ class SizeError(ValueError):
     """A network does not fit the size of the images."""
 
 
-class UNet(nn.Module):
+class UNet(Network):
     """(x_t, t) -> an image-shaped prediction.
 
     Args:

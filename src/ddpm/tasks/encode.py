@@ -34,6 +34,7 @@ def prepare(subject: Subject) -> Callable[[Path], None]:
         tiles = torch.stack([subject.grey(each) for each in (x_0, latent, back)])
         labels = ["$x_0$", "$x_T$", "decoded"]
         title = f"encoded and decoded by the ODE, RMSE {rmse:.2f} of 255"
-        plots.save(plots.tiles(tiles, [str(i) for i in subject.cfg.images], labels, title), folder / "encode.png")
+        figure = plots.tiles(tiles, [str(i) for i in subject.cfg.images], labels, title)
+        plots.save(figure, folder / "encode.png", subject.text)
 
     return run

@@ -38,7 +38,7 @@ def prepare(subject: Subject) -> Callable[[Path], None]:
                 gathered.update({"images": grey}, index)
                 if cfg.format == "png":
                     for image, i in zip(grey, index.tolist(), strict=True):
-                        save_png(image, folder / "images" / f"{i:06d}.png")
+                        save_png(image, folder / "images" / f"{i:06d}.png", subject.text)
         images = gathered.compute()["images"].cpu()
         if not subject.leads:
             return
@@ -48,6 +48,7 @@ def prepare(subject: Subject) -> Callable[[Path], None]:
                 arrays["labels"] = classes.of(range(cfg.n)).numpy()
             np.savez_compressed(folder / "samples.npz", **arrays)
         shown = images[:MOST_TILES]
-        save_png(in_rows(shown, len(labels)) if model.classes else grid(shown), folder / "grid.png")
+        picture = in_rows(shown, len(labels)) if model.classes else grid(shown)
+        save_png(picture, folder / "grid.png", subject.text)
 
     return run

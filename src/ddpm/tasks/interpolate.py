@@ -33,6 +33,7 @@ def prepare(subject: Subject) -> Callable[[Path], None]:
                 rows.append(torch.cat([real[i][None], between, real[j][None]]))
         columns = ["image", *[f"{w:.2f}" for w in weight.tolist()], "image"]
         title = f"interpolated at t = {float(chain.process.times[step]):g}"
-        plots.save(plots.tiles(subject.grey(torch.stack(rows)), columns, None, title), folder / "interpolation.png")
+        figure = plots.tiles(subject.grey(torch.stack(rows)), columns, None, title)
+        plots.save(figure, folder / "interpolation.png", subject.text)
 
     return run

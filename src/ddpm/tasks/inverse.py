@@ -112,7 +112,7 @@ def _write(subject: Subject, folder: Path, x_0: Tensor, measured: Measurement, x
     tiles = torch.stack([subject.grey(each) for each in (*shown, spread)], 1)
     columns = ["$x_0$", "y", *[f"draw {k + 1}" for k in range(draws)], "mean", "deviation"]
     title = f"{build.option(measured.operator)}, {_name(cfg.solver)}: PSNR of the mean {found['psnr']['mean']:.2f} dB"
-    plots.save(plots.tiles(tiles, columns, None, title), folder / "inverse.png")
+    plots.save(plots.tiles(tiles, columns, None, title), folder / "inverse.png", subject.text)
     print(
         f"PSNR {found['psnr']['mean']:.2f} dB (the mean of {draws} draws), {found['psnr']['draws']:.2f} dB (one draw); "
         f"SSIM {found['ssim']['mean']:.3f}, {found['ssim']['draws']:.3f}; N = {len(x)}"

@@ -39,7 +39,7 @@ def prepare(subject: Subject) -> Callable[[Path], None]:
         tiles = torch.stack(strip, 2).flatten(0, 1)  # for each sample a row of x and one of x^_0
         times = [f"{float(chain.process.times[step]):g}" for step in shown]
         rows = [label for _ in range(subject.cfg.n) for label in ("$x_t$", r"$\hat{x}_0$")]
-        plots.save(plots.tiles(tiles, times, rows, "t ="), folder / "strip.png")
-        save_gif(frames, folder / "progressive.gif")
+        plots.save(plots.tiles(tiles, times, rows, "t ="), folder / "strip.png", subject.text)
+        save_gif(frames, folder / "progressive.gif", comment=subject.text["ddpm"])
 
     return run

@@ -32,8 +32,7 @@ def prepare(subject: Subject) -> Callable[[Path], None]:
                 rows.append(subject.sampler.sample(subject.model, start, steps))
         columns = [f"{w:.2f}" for w in weight.tolist()]
         labels = [f"{i}, {j}" for i, j in chosen]
-        plots.save(
-            plots.tiles(subject.grey(torch.stack(rows)), columns, labels, "between latents"), folder / "slerp.png"
-        )
+        figure = plots.tiles(subject.grey(torch.stack(rows)), columns, labels, "between latents")
+        plots.save(figure, folder / "slerp.png", subject.text)
 
     return run

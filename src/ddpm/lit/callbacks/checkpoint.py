@@ -16,7 +16,20 @@ from ddpm.run_folder import LAST
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Writes a checkpoint beside the one before and then takes its place, so that one is always whole."""
+    """Writes a checkpoint beside the one before and then takes its place, so that one is always whole.
+
+    Attributes:
+        content: what a run resumes, read and checked; another file may have taken the place of its own since.
+    """
+
+    content: dict[str, Any] | None = None
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The content, once."""
+        content, self.content = self.content, None
+        if content is None:
+            raise ValueError(f"{path} is not what this run was told to resume; remove it, or choose another folder")
+        return content
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         buffer = io.BytesIO()
