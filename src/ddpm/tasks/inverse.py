@@ -38,8 +38,7 @@ def prepare(subject: Subject) -> Callable[[Path], None]:
     solver: Solver = build.instance("solver", cfg.solver)
     operator.check(subject.shape)
     solver.check(operator)
-    if cfg.lpips:
-        restoration.check_lpips()
+    restoration.check(subject.shape, cfg.lpips)
     x_0 = _images(subject)
     share, draws, sampler = subject.share, cfg.draws, subject.sampler
     if len(x_0) * draws < share.world:
