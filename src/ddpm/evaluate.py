@@ -1,6 +1,5 @@
 """Evaluation of a checkpoint."""
 
-import json
 import os
 from collections.abc import Callable
 from functools import partial
@@ -12,7 +11,7 @@ from rich.table import Table
 
 from ddpm import cli
 from ddpm.evaluation import guidance, nll, ode, quality, rate_distortion
-from ddpm.files import written
+from ddpm.files import write_json
 from ddpm.metrics import fidelity
 from ddpm.subject import Subject, subject
 
@@ -51,8 +50,6 @@ def evaluate(cfg: Any) -> dict[str, Any]:
     of_samples = [name for name in cfg.metrics if name in fidelity.METRICS]
     if of_samples:
         parts["samples"] = quality.prepare(of, of_samples)
-    folder = cli.new_folder(Path(cfg.output_dir or Path(cfg.ckpt).parent), "evaluate", of.leads)
-
     result: dict[str, Any] = {
         "checkpoint": os.path.basename(cfg.ckpt),
         "step": of.step,
@@ -60,14 +57,14 @@ def evaluate(cfg: Any) -> dict[str, Any]:
         "seed": of.seed,
         "data": of.config["data"],
     }
-    for name, run in parts.items():
-        result[name] = run(folder)
+    parent, again = Path(cfg.output_dir or Path(cfg.ckpt).parent), "repeat the command with the metrics that are left"
+    with cli.new_folder(parent, "evaluate", of.leads, again) as folder:
+        for name, run in parts.items():
+            result[name] = run(folder)
+            if of.leads:
+                write_json(folder / "metrics.json", result)
         if of.leads:
-            with written(folder / "metrics.json") as temporary:
-                temporary.write_text(json.dumps(result, indent=2) + "\n")
-    if of.leads:
-        _show(result)
-        print(f"written: {', '.join(sorted(path.name for path in folder.iterdir()))} in {os.path.relpath(folder)}")
+            _show(result)
     return result
 
 

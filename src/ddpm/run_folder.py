@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm import processes
-from ddpm.files import written
+from ddpm.files import as_json, write_csv
 
 LAST = "last.ckpt"
 METRICS = "metrics.csv"
@@ -101,7 +101,7 @@ def _check_same(cfg: DictConfig, folder: Path) -> None:
 
 def comparable(config: Any) -> dict[str, Any]:
     """What makes two runs the same: the configuration without where they write and what they resume."""
-    return json.loads(json.dumps({key: value for key, value in config.items() if key not in ("output_dir", "ckpt")}))
+    return json.loads(as_json({key: value for key, value in config.items() if key not in ("output_dir", "ckpt")}))
 
 
 def trim(path: Path, step: int) -> None:
@@ -111,11 +111,7 @@ def trim(path: Path, step: int) -> None:
     whole_lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
     reader = csv.DictReader(whole_lines)
     kept = [row for row in reader if int(row["step"]) <= step]
-    names = reader.fieldnames or []
-    with written(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        writer.writerows(kept)
+    write_csv(path, kept, reader.fieldnames or [])
 
 
 class KeepRuns(Callback):

@@ -1,6 +1,5 @@
 """Samples of a checkpoint, and what else can be done by sampling."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,9 +39,7 @@ def sample(cfg: Any) -> Path:
         cfg.split, cfg.input = cfg.input, None
     of = subject(cfg)
     run = TASKS[cfg.task](of)
-    folder = cli.new_folder(Path(cfg.output_dir or Path(cfg.ckpt).parent), "samples", of.leads)
-    if of.leads or cfg.task in SHARED:
-        run(folder)
-    if of.leads:
-        print(f"written: {', '.join(sorted(path.name for path in folder.iterdir()))} in {os.path.relpath(folder)}")
+    with cli.new_folder(Path(cfg.output_dir or Path(cfg.ckpt).parent), "samples", of.leads) as folder:
+        if of.leads or cfg.task in SHARED:
+            run(folder)
     return folder

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ddpm.grid import save_png
+from ddpm.grid import saving
 from ddpm.guidance import Classes, in_proportion
 from ddpm.metrics import by_class, fidelity
 from ddpm.metrics.features import DTYPES, shared_network
@@ -131,11 +131,8 @@ def prepare(subject: Subject, metrics: Sequence[str]) -> Callable[[Path], dict[s
     classes = subject.classes(judge.labels)
 
     def run(folder: Path) -> dict[str, Any]:
-        def save(images: Tensor, index: Tensor) -> None:
-            for image, i in zip(images.cpu(), index.tolist(), strict=True):
-                save_png(image, folder / "samples" / f"{i:06d}.png")
-
-        samples = judge.draw(classes, "sampling", save if subject.cfg.save_samples else lambda images, index: None)
+        with saving(folder / "samples" if subject.cfg.save_samples else None) as save:
+            samples = judge.draw(classes, "sampling", save)
         scores = judge.scores(samples)
         if judge.reference is not None and "fid" in metrics:
             floor = judge.real(subject.test, n=judge.n)

@@ -1,6 +1,6 @@
 """What a training run says before it starts and when it ends."""
 
-import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ddpm import speed
 from ddpm.data.datamodule import DataModule
-from ddpm.files import written
+from ddpm.files import write_json
 from ddpm.lit.module import DDPM
 from ddpm.run_folder import LAST, METRICS, RESULTS, comparable
 
@@ -74,9 +74,11 @@ def results(trainer: lightning.Trainer, module: DDPM, config: dict[str, Any]) ->
     """Print the last value of each metric and what to look at, and write the values with the configuration."""
     values = {name: float(value) for name, value in trainer.callback_metrics.items()} | module.results
     values.pop("step", None)
+    wrong = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
+    if wrong:
+        raise ValueError(f"there are no results, for {', '.join(wrong)}; lower optimizer.lr, or raise warmup_steps")
     content = {"steps": trainer.global_step, "metrics": values, "config": comparable(config)}
-    with written(Path(trainer.default_root_dir) / RESULTS) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+    write_json(Path(trainer.default_root_dir) / RESULTS, content)
     rows = {label: f"{values[name]:.4g}" for name, label in LABELS.items() if name in values}
     rest = sorted(set(values) - set(LABELS))
     rows |= {name: f"{values[name]:.4g}" for name in rest}

@@ -51,4 +51,5 @@ class Periodic(lightning.Callback):
     def _run_once(self, trainer: lightning.Trainer, module: DDPM) -> None:
         if trainer.global_step != self._last:
             self._last = trainer.global_step
+            module.check_finite()
             self.run(trainer, module)
