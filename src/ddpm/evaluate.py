@@ -95,7 +95,7 @@ def _show(result: dict[str, Any]) -> None:
         found = result.get(part, {})
         if key in found:
             error = found[spread] if spread else None
-            value = f"{found[key]:.4g}" + (f" ± {error:.2g}" if error is not None else "")
+            value = f"{found[key]:.4g}" + (f" ± {error:.2g}" if error is not None else "") + _mark(found, key)
             of = f"{found['features']} features" if part == "samples" else f"{found['split']} images"
             table.add_row(label, value, str(found["fid_floor_n" if key == "fid_floor" else "n"]), of)
     console = Console()
@@ -114,11 +114,16 @@ def _show(result: dict[str, Any]) -> None:
         sweep = title(title=f"Guidance, N = {result['guidance']['n']}, {result['guidance']['features']} features")
         columns = list(result["guidance"]["table"][0])
         for column in columns:
-            sweep.add_column(
-                {"fid": "FID", "fid_class_mean": "FID of one class, mean"}.get(column, column), justify="right"
-            )
+            name = {"fid": "FID", "fid_class_mean": "FID of one class, mean"}.get(column, column)
+            sweep.add_column(name + _mark(result["guidance"], column), justify="right")
         for row in result["guidance"]["table"]:
             sweep.add_row(*(f"{row[column]:.4g}" for column in columns))
         console.print(sweep)
-    for warning in result.get("samples", {}).get("warnings", []):
+    warnings = [each for part in ("samples", "guidance") for each in result.get(part, {}).get("warnings", [])]
+    for warning in dict.fromkeys(warnings):
         print(f"warning: {warning}")
+
+
+def _mark(found: dict[str, Any], key: str) -> str:
+    """What is said beside a value that is of too few images."""
+    return ", unreliable" if key in found.get("unreliable", []) else ""

@@ -35,6 +35,8 @@ def prepare(subject: Subject) -> Callable[[Path], dict[str, Any]]:
         if subject.leads:
             write_csv(folder / "guidance.csv", rows)
             plots.save(plots.guidance(rows), folder / "guidance.png")
-        return {"table": rows, "guidance_interval": None if interval is None else list(interval)} | judge.protocol()
+        cautions = {name: scores[name] for name in ("warnings", "unreliable")}  # the same for every scale
+        interval_used = None if interval is None else list(interval)
+        return {"table": rows, "guidance_interval": interval_used} | cautions | judge.protocol()
 
     return run

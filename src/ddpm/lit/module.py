@@ -71,6 +71,7 @@ class DDPM(lightning.LightningModule):
         self.quartiles = QuartileLoss(diffusion.T)
         self.validation_loss = MeanMetric()
         self.results: dict[str, float] = {}
+        self.unreliable: dict[str, str] = {}  # results that are of too few images, with the reason
 
     @property
     def averaged(self) -> Diffusion:

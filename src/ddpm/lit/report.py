@@ -77,16 +77,22 @@ def results(trainer: lightning.Trainer, module: DDPM, config: dict[str, Any]) ->
     wrong = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
     if wrong:
         raise ValueError(f"there are no results, for {', '.join(wrong)}; lower optimizer.lr, or raise warmup_steps")
-    content = {"steps": trainer.global_step, "metrics": values, "config": comparable(config)}
+    warnings = [*dict.fromkeys(module.unreliable.values())]
+    content = {"steps": trainer.global_step, "metrics": values, "warnings": warnings, "config": comparable(config)}
     write_json(Path(trainer.default_root_dir) / RESULTS, content)
-    rows = {label: f"{values[name]:.4g}" for name, label in LABELS.items() if name in values}
-    rest = sorted(set(values) - set(LABELS))
-    rows |= {name: f"{values[name]:.4g}" for name in rest}
+    labels = LABELS | {name: name for name in sorted(set(values) - set(LABELS))}
+    rows = {
+        label: f"{values[name]:.4g}" + (", unreliable" if name in module.unreliable else "")
+        for name, label in labels.items()
+        if name in values
+    }
     folder = Path(os.path.relpath(trainer.default_root_dir))
     grids = sorted((folder / "samples").glob("*.png"))
     found = {"checkpoint": folder / LAST, "samples": grids[-1] if grids else None}
     found |= {"metrics": folder / METRICS, "results": folder / RESULTS}
     _table(f"Results after {trainer.global_step:,} steps", rows)
+    for warning in warnings:
+        print(f"warning: {warning}")
     for name, path in found.items():
         if path is not None and path.exists():
             print(f"{name}: {path}")
