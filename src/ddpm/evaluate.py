@@ -56,6 +56,7 @@ def evaluate(cfg: Any) -> dict[str, Any]:
         "weights": cfg.weights,
         "seed": of.seed,
         "data": of.config["data"],
+        "data_of_training": of.of_training,
     }
     parent, again = Path(cfg.output_dir or Path(cfg.ckpt).parent), "repeat the command with the metrics that are left"
     with cli.new_folder(parent, "evaluate", of.leads, again) as folder:

@@ -44,6 +44,32 @@ def test_output_has_the_shape_asked_for(options):
     assert out.shape == (2, options.get("out_channels", 1), size, size)
 
 
+def test_every_layer_starts_with_the_variance_of_the_published_code():
+    """The published code draws the weights of every layer uniformly with variance 1 / mean(fan_in, fan_out).
+
+    The second convolution of a block, the projection of attention and the last convolution are drawn with 1e-10 of
+    that variance instead (here 0); query, key and value are three layers of C inputs and C outputs.
+    """
+    torch.manual_seed(0)
+    network = UNet(32, 3, 3, width=64, multipliers=(1, 2))
+    zero, parts = ("conv_2", "out", "conv_out"), {"query_key_value": 3}
+    layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
+    kinds = {name.rsplit(".", 1)[-1] for name in layers}
+    assert kinds == {
+        *("first", "second", "time", "conv_in", "conv_1", "conv_2", "shortcut", "query_key_value", "out"),
+        *("conv", "conv_out"),
+    }
+    for name, layer in layers.items():
+        kind = name.rsplit(".", 1)[-1]
+        assert layer.bias.abs().max() == 0, name
+        for part in layer.weight.detach().double().chunk(parts.get(kind, 1)):
+            receptive = part[0, 0].numel()
+            std = (2 / ((part.shape[0] + part.shape[1]) * receptive)) ** 0.5
+            expected = 0.0 if kind in zero else std
+            assert part.std().item() == pytest.approx(expected, rel=5 * part.numel() ** -0.5), name
+            assert part.abs().max() <= 3**0.5 * expected * (1 + 1e-6), name  # uniform: within sqrt(3) std
+
+
 def test_output_starts_at_zero_and_every_parameter_is_trained():
     network = small(dropout=0.0)
     x, t = torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 500, 999])

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ddpm import plots, progressive
-from ddpm.evaluation.nll import chain, choices, full_bound
+from ddpm.evaluation.nll import chain, choices, clip, full_bound
 from ddpm.files import write_csv
 from ddpm.progress import Steps
 from ddpm.rate_distortion import rate_distortion
@@ -27,6 +27,7 @@ def prepare(subject: Subject) -> Callable[[Path], dict[str, Any]]:
     cfg = subject.cfg
     model = chain(subject)
     n = subject.count(cfg.rate_distortion.n_images)
+    clip(subject)
     sampler = subject.sampler
 
     def run(folder: Path) -> dict[str, Any]:

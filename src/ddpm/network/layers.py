@@ -16,19 +16,26 @@ from ddpm.network.group_norm import GroupNorm
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
 
-def initialise(layer: Layer, scale: float = 1.0) -> Layer:
-    """Uniform weights of variance scale / mean(fan_in, fan_out), and zero biases; scale 0 gives a layer of zeros."""
+def initialise(layer: Layer, scale: float = 1.0, fused: int = 1) -> Layer:
+    """Uniform weights of variance scale / mean(fan_in, fan_out), and zero biases; scale 0 gives a layer of zeros.
+
+    Args:
+        layer: its parameters are overwritten.
+        scale: of the variance, at least 0.
+        fused: layers of equal size that this one computes at once; each has the fan_out of its own outputs.
+    """
     for name, parameter in layer.named_parameters():
         if name.endswith("weight") and scale > 0:
-            nn.init.xavier_uniform_(parameter, gain=math.sqrt(scale))
+            for part in parameter.chunk(fused):
+                nn.init.xavier_uniform_(part, gain=math.sqrt(scale))
         else:
             nn.init.zeros_(parameter)
     return layer
 
 
-def conv(c_in: int, c_out: int, kernel: int = 3, scale: float = 1.0) -> nn.Conv2d:
-    """A convolution that keeps H and W, of a kernel of 1 or 3."""
-    return initialise(nn.Conv2d(c_in, c_out, 1) if kernel == 1 else Convolution(c_in, c_out), scale)
+def conv(c_in: int, c_out: int, kernel: int = 3, scale: float = 1.0, fused: int = 1) -> nn.Conv2d:
+    """A convolution that keeps H and W, of a kernel of 1 or 3, initialised as `initialise` says."""
+    return initialise(nn.Conv2d(c_in, c_out, 1) if kernel == 1 else Convolution(c_in, c_out), scale, fused)
 
 
 class TimeEmbedding(nn.Module):
@@ -75,7 +82,7 @@ class Attention(nn.Module):
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
         self.norm = GroupNorm(groups, channels, silu=False)
-        self.query_key_value = conv(channels, 3 * channels, kernel=1)
+        self.query_key_value = conv(channels, 3 * channels, kernel=1, fused=3)
         self.out = conv(channels, channels, kernel=1, scale=0)
 
     def forward(self, x: Tensor) -> Tensor:
