@@ -69,11 +69,11 @@ def damaged(monkeypatch):
 
 TASKS = {
     "grid": (),
-    "progressive": ("n=2",),
+    "progressive": (),
     "interpolate": (),
-    "slerp": ("sampler=ddim",),
+    "slerp": (),
     "encode": (),
-    **{solver: ("task=inverse", "operator=inpaint", f"solver={solver}", "n=2", "draws=2")
+    **{solver: ("task=inverse", "operator=inpaint", f"solver={solver}", "draws=1")
        for solver in ("dps", "pigdm", "mmps", "replacement")},
 }  # fmt: skip
 
@@ -84,8 +84,9 @@ TASKS = {
 def test_nothing_is_sampled_with_weights_that_are_not_finite(compose, checkpoint, tmp_path, task):
     out = tmp_path / "new" / "out"
     options = TASKS[task] if "task=inverse" in TASKS[task] else (f"task={task}", *TASKS[task])
+    short = ("sampler=ddim", "sampler.steps=2", "n=2")
     with pytest.raises(ValueError, match=r"values of the .* are not finite numbers"):
-        sample(compose("sample", f"ckpt='{checkpoint}'", f"output_dir='{out}'", *options))
+        sample(compose("sample", f"ckpt='{checkpoint}'", f"output_dir='{out}'", *options, *short))
     assert not list(tmp_path.iterdir())
 
 
