@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from skimage.restoration import inpaint_biharmonic, unsupervised_wiener
 from torch import Tensor
 
+from ddpm.files import write_json, write_text
 from ddpm.metrics.restoration import psnr, ssim
 from ddpm.operator.base import Measurement
 from ddpm.operator.gaussian_blur import GaussianBlur
@@ -78,7 +79,7 @@ def main() -> None:
         for solver, sampler in SOLVERS.items():
             folder = options.work / f"{operator[0].split('=')[1]}_{solver}"
             found = solved(options.ckpt, [*operator, f"solver={solver}", *sampler], folder, options.n, options.draws)
-            scores = {key: found[metric][of] for key, metric, of in KEYS}
+            scores = {key: None if (value := found[metric][of]) is None else float(value) for key, metric, of in KEYS}
             rows.append({"problem": name, "solver": solver, **scores})
         arrays = np.load(next(folder.glob("samples_*/inverse.npz")))
         x_0 = torch.from_numpy(arrays["x_0"]).float() / 127.5 - 1
@@ -104,8 +105,7 @@ def write(options: argparse.Namespace, rows: list[dict], seed: int) -> None:
     """The rows as JSON and as a table."""
     machine = f"{torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}"
     about = {"n": options.n, "draws": options.draws, "noise": NOISE, "seed": seed, "machine": machine}
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "inverse.json").write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
+    write_json(options.out / "inverse.json", about | {"rows": rows})
     lines = [
         "| problem | solver | PSNR of the mean (dB) | of one draw | SSIM of the mean | of one draw |",
         "|---|---|---|---|---|---|",
@@ -113,14 +113,14 @@ def write(options: argparse.Namespace, rows: list[dict], seed: int) -> None:
     for row in rows:
         cells = [row["problem"], row["solver"], f"{row['psnr']:.2f}", "", f"{row['ssim']:.3f}", ""]
         if "psnr_draw" in row:
-            cells[2] += f" ± {row['psnr_error']:.2f}"
+            cells[2] += "" if row["psnr_error"] is None else f" ± {row['psnr_error']:.2f}"
             cells[3], cells[5] = f"{row['psnr_draw']:.2f}", f"{row['ssim_draw']:.3f}"
         lines.append("| " + " | ".join(cells) + " |")
     lines.append(
         f"\nThe first {options.n} test images, {options.draws} draws of each and their mean, noise {NOISE} on "
         f"images in [-1, 1], seed {seed}, {machine}; ± standard errors over images."
     )
-    (options.out / "inverse.md").write_text("\n".join(lines) + "\n")
+    write_text(options.out / "inverse.md", "\n".join(lines) + "\n")
     print("\n".join(lines))
 
 

@@ -16,6 +16,7 @@ import torch
 from matplotlib.figure import Figure
 
 from ddpm import build, checkpoint, plots
+from ddpm.files import write_json, write_text
 from ddpm.metrics.features import feature_network
 from ddpm.metrics.fidelity import fidelity
 from ddpm.metrics.quality import real_features, sample_features
@@ -84,7 +85,8 @@ def main():
                     model, sampler, network, shape, options.n, config["seed"], options.batch_size, on_step=steps
                 )
             seconds = time.perf_counter() - start
-            fid = fidelity(samples, reference, ["fid"])["fid"]
+            found = fidelity(samples, reference, ["fid"])
+            fid = found["fid"]
             row = {
                 "sampler": name,
                 "budget": budget,
@@ -97,6 +99,8 @@ def main():
             }
             rows.append(row)
             print(f"{name}, {row['evaluations']} evaluations: FID {fid:.3f}, {seconds:.0f} s", flush=True)
+            for warning in found["warnings"]:
+                print(f"warning: {warning}", flush=True)
             write(options, rows, config["seed"])
 
 
@@ -104,7 +108,7 @@ def write(options, rows, seed):
     """The rows as JSON, as a table, and as a plot."""
     machine = f"{torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}"
     about = {"n": options.n, "seed": seed, "features": "classifier", "machine": machine}
-    (options.out / "samplers.json").write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
+    write_json(options.out / "samplers.json", about | {"rows": rows})
     budgets = sorted({row["budget"] for row in rows})
     found = {(row["sampler"], row["budget"]): row for row in rows if row["n"] == options.n}
     lines = [
@@ -118,7 +122,7 @@ def write(options, rows, seed):
             texts = [f"{cell['fid']:.2f} ({cell['seconds']:.0f} s)" if cell else "" for cell in cells]
             lines.append(f"| {name} | {spacing} | " + " | ".join(texts) + " |")
     lines.append(f"\nFID (wall time): N = {options.n}, seed {seed}, classifier features, {machine}.")
-    (options.out / "samplers.md").write_text("\n".join(lines) + "\n")
+    write_text(options.out / "samplers.md", "\n".join(lines) + "\n")
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()

@@ -32,6 +32,7 @@ from ddpm.data.fashion_mnist import FashionMNIST
 from ddpm.data.scaling import to_unit
 from ddpm.diffusion import Diffusion
 from ddpm.ema import EMA
+from ddpm.files import write_json, write_text
 from ddpm.metrics import inception as ours_inception
 from ddpm.metrics import nll
 from ddpm.metrics.fidelity import fidelity
@@ -393,10 +394,10 @@ def main() -> None:
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     else:
         before = json.loads(path.read_text()) if path.exists() else {}
-        path.write_text(json.dumps(before | {asked[0]: parts[asked[0]]()}, indent=2) + "\n")
+        write_json(path, before | {asked[0]: parts[asked[0]]()})
     found = json.loads(path.read_text())
     if found.keys() >= parts.keys():
-        (out / "speed.md").write_text(table(found))
+        write_text(out / "speed.md", table(found))
         print(table(found))
 
 

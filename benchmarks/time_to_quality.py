@@ -38,6 +38,7 @@ from ddpm.data.batches import TrainBatches
 from ddpm.data.fashion_mnist import FashionMNIST
 from ddpm.data.scaling import to_unit
 from ddpm.diffusion import Diffusion
+from ddpm.files import write_json, write_tensors, write_text
 from ddpm.gaussian import bits_per_dim
 from ddpm.grid import grid, save_png
 from ddpm.metrics import nll
@@ -182,7 +183,7 @@ def rates(work: Path, rounds: int = 3) -> dict[str, float]:
                 for k in range(first, first + count):
                     peer.step(data[name](k))
                 taken[name].append(count * peer.batch / (time.perf_counter() - start))
-        path.write_text(json.dumps({name: statistics.median(each) for name, each in taken.items()}) + "\n")
+        write_json(path, {name: statistics.median(each) for name, each in taken.items()})
     return json.loads(path.read_text())
 
 
@@ -211,7 +212,7 @@ def trained(name: str, minutes: float, rate: float, work: Path) -> list[Diffusio
                 peer.step(data(k))
                 progress()
                 if k + 1 in at:
-                    torch.save(peer.weights(), files[at.index(k + 1)])
+                    write_tensors(files[at.index(k + 1)], peer.weights())
     found = [PEERS[name](1) for _ in files]
     return [each.model(torch.load(file, weights_only=True)) for each, file in zip(found, files, strict=True)]
 
@@ -272,7 +273,7 @@ def main() -> None:
                 continue
             found = quality(models[name][k], f"{name}, {minutes:g} min", options, judge)
             rows.append({"package": name, "minutes": minutes} | found)
-            path.write_text(json.dumps(rows, indent=1) + "\n")
+            write_json(path, rows)
             print(rows[-1], flush=True)
             write(options, rate, rows, floor)
 
@@ -282,8 +283,7 @@ def write(options: argparse.Namespace, rate: dict[str, float], rows: list[dict[s
     machine = f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}"
     about = {"n": options.n, "evaluations": options.evaluations, "nll_images": options.nll_images, "seed": SEED}
     about |= {"features": "classifier", "floor": floor, "machine": machine, "images_per_second": rate}
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "time_to_quality.json").write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
+    write_json(options.out / "time_to_quality.json", about | {"rows": rows})
     times = sorted({row["minutes"] for row in rows})
     found = {(row["package"], row["minutes"]): row for row in rows}
     measured = {name: [each for each in times if (name, each) in found] for name in PACKAGES}
@@ -298,7 +298,7 @@ def write(options: argparse.Namespace, rate: dict[str, float], rows: list[dict[s
         f"classifier features, {options.nll_images} test images, seed {SEED}, {machine}. FID of as many real test "
         f"images is {floor:.2f}."
     )
-    (options.out / "time_to_quality.md").write_text("\n".join(lines) + "\n")
+    write_text(options.out / "time_to_quality.md", "\n".join(lines) + "\n")
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     for name in measured:

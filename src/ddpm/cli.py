@@ -4,9 +4,11 @@ import errno
 import functools
 import os
 import re
+import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from io import TextIOWrapper
 from pathlib import Path
@@ -20,6 +22,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ddpm import allocator, build, files, followers, processes, run_folder
+from ddpm.command import shown
 from ddpm.data.names import printable
 from ddpm.files import expanded
 
@@ -52,6 +55,11 @@ def start(entry: str, main: Callable[[], None]) -> None:
         if full():
             raise
         sys.exit(explained(error))
+    except KeyboardInterrupt as stop:
+        if full():
+            raise
+        print(f"SIGINT: stopped; {str(stop) or 'what was written before is kept'}")
+        sys.exit(128 + signal.SIGINT)
 
 
 def job(main: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
@@ -146,15 +154,43 @@ def _check_keys(cfg: DictConfig, path: str = "") -> None:
             _check_keys(value, f"{path}{key}.")
 
 
-def new_folder(parent: Path, name: str, leads: bool = True) -> Path:
-    """A folder that did not exist before: `name` with the time of day, and a number if need be.
+@contextmanager
+def new_folder(parent: Path, name: str, leads: bool = True, again: str = "repeat the command") -> Iterator[Path]:
+    """A folder that did not exist before, for what a job writes; at the end it is said what that is.
+
+    An error or an interrupt leaves what is finished, and no empty folder.
 
     Args:
         parent: where it is made.
-        name: its first word.
+        name: its first word; the time of day follows, and a number if need be.
         leads: whether this process makes it; the others are told where it is.
+        again: what to do for the rest after an interrupt.
+    Raises:
+        KeyboardInterrupt: with what is kept, and how to go on.
     """
-    return Path(processes.agreed(str(_new_folder(parent, name)) if leads else None))
+    made = [each for each in (parent, *parent.parents) if not each.exists()] if leads else []
+    folder = Path(processes.agreed(str(_new_folder(parent, name)) if leads else None))
+    try:
+        yield folder
+    except BaseException as error:
+        if not leads:
+            raise
+        with suppress(OSError):  # what is not empty stays
+            for each in (folder, *made):
+                each.rmdir()
+        kept = f"kept: {_listed(folder)}" if folder.exists() else "nothing was written"
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(f"{kept}; to go on: {again if folder.exists() else 'repeat the command'}") from None
+        if folder.exists():
+            print(kept)
+        raise
+    if leads:
+        print(f"written: {_listed(folder)}")
+
+
+def _listed(folder: Path) -> str:
+    """The names of what is in a folder, and where that is."""
+    return f"{', '.join(sorted(path.name for path in folder.iterdir()))} in {shown(folder)}"
 
 
 def _new_folder(parent: Path, name: str) -> Path:

@@ -1,6 +1,5 @@
 """Evaluation of a checkpoint."""
 
-import json
 import os
 import runpy
 from collections.abc import Callable
@@ -12,10 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ddpm import cli
-from ddpm.command import shown
 from ddpm.data.names import printable
 from ddpm.evaluation import guidance, nll, ode, quality, rate_distortion
-from ddpm.files import written
+from ddpm.files import write_json
 from ddpm.metrics import fidelity
 from ddpm.subject import Subject, subject
 
@@ -54,17 +52,15 @@ def evaluate(cfg: Any) -> dict[str, Any]:
     of_samples = [name for name in cfg.metrics if name in fidelity.METRICS]
     if of_samples:
         parts["samples"] = quality.prepare(of, of_samples)
-    folder = cli.new_folder(Path(cfg.output_dir or Path(cfg.ckpt).parent), "evaluate", of.leads)
-
     result: dict[str, Any] = of.origin | {"data": of.config["data"], "data_of_training": of.of_training}
-    for name, run in parts.items():
-        result[name] = run(folder)
+    parent, again = Path(cfg.output_dir or Path(cfg.ckpt).parent), "repeat the command with the metrics that are left"
+    with cli.new_folder(parent, "evaluate", of.leads, again) as folder:
+        for name, run in parts.items():
+            result[name] = run(folder)
+            if of.leads:
+                write_json(folder / "metrics.json", result)
         if of.leads:
-            with written(folder / "metrics.json") as temporary:
-                temporary.write_text(json.dumps(result, indent=2) + "\n")
-    if of.leads:
-        _show(result)
-        print(f"written: {', '.join(sorted(path.name for path in folder.iterdir()))} in {shown(folder)}")
+            _show(result)
     return result
 
 
@@ -98,7 +94,7 @@ def _show(result: dict[str, Any]) -> None:
         found = result.get(part, {})
         if key in found:
             error = found[spread] if spread else None
-            value = f"{found[key]:.4g}" + (f" {sign} {error:.2g}" if error is not None else "")
+            value = f"{found[key]:.4g}" + (f" {sign} {error:.2g}" if error is not None else "") + _mark(found, key)
             of = f"{found['features']} features" if part == "samples" else f"{found['split']} images"
             table.add_row(label, value, str(found["fid_floor_n" if key == "fid_floor" else "n"]), of)
     if table.row_count:
@@ -116,14 +112,19 @@ def _show(result: dict[str, Any]) -> None:
         sweep = title(title=f"Guidance, N = {result['guidance']['n']}, {result['guidance']['features']} features")
         columns = list(result["guidance"]["table"][0])
         for column in columns:
-            sweep.add_column(
-                {"fid": "FID", "fid_class_mean": "FID of one class, mean"}.get(column, column), justify="right"
-            )
+            name = {"fid": "FID", "fid_class_mean": "FID of one class, mean"}.get(column, column)
+            sweep.add_column(name + _mark(result["guidance"], column), justify="right")
         for row in result["guidance"]["table"]:
             sweep.add_row(*(f"{row[column]:.4g}" for column in columns))
         console.print(sweep)
-    for warning in result.get("samples", {}).get("warnings", []):
+    warnings = [each for part in ("samples", "guidance") for each in result.get(part, {}).get("warnings", [])]
+    for warning in dict.fromkeys(warnings):
         print(f"warning: {warning}")
+
+
+def _mark(found: dict[str, Any], key: str) -> str:
+    """What is said beside a value that is of too few images."""
+    return ", unreliable" if key in found.get("unreliable", []) else ""
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """Images as picture files."""
 
 import math
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -55,7 +57,10 @@ def save_gif(images: Sequence[Tensor], path: Path, seconds: float = 4.0, comment
     frames = [_picture(image) for image in images]
     each = max(20, round(1000 * seconds / len(frames)))
     durations = [each] * (len(frames) - 1) + [1500]
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0, comment=comment)
+    with written(path) as temporary:
+        frames[0].save(
+            temporary, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0, comment=comment
+        )
     return path
 
 
@@ -67,6 +72,29 @@ def save_png(image: Tensor, path: Path, text: Mapping[str, str] | None = None) -
     with written(path) as temporary:
         _picture(image).save(temporary, format="PNG", pnginfo=texts)
     return path
+
+
+@contextmanager
+def saving(folder: Path | None, text: Mapping[str, str] | None = None) -> Iterator[Callable[[Tensor, Tensor], None]]:
+    """What writes uint8 images (B, C, H, W) with the indices (B,) and texts as `000007.png` into a folder, if any.
+
+    An interrupt or a full disk leaves what is written. Any other error removes it: if some samples cannot be had, the
+    others are not drawn from the model's distribution.
+    """
+
+    def save(images: Tensor, index: Tensor) -> None:
+        if folder is not None:
+            for image, i in zip(images.cpu(), index.tolist(), strict=True):
+                save_png(image, folder / f"{i:06d}.png", text)
+
+    try:
+        yield save
+    except OSError:
+        raise
+    except Exception:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _picture(image: Tensor) -> Image.Image:

@@ -20,6 +20,7 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from ddpm.diffusion import Diffusion
+from ddpm.finite import finite
 from ddpm.gaussian import bits_per_dim
 from ddpm.process import Process
 
@@ -174,7 +175,11 @@ def _solve(
     atol: float,
 ) -> tuple[np.ndarray, int]:
     """The state at the end of the span, and the number of evaluations."""
-    solved = solve_ivp(change, span, start, method="RK45", rtol=rtol, atol=atol)
+
+    def finite_change(log_snr: float, state: np.ndarray) -> np.ndarray:
+        return finite(torch.from_numpy(change(log_snr, state)), "ODE's velocities").numpy()  # else it never ends
+
+    solved = solve_ivp(finite_change, span, start, method="RK45", rtol=rtol, atol=atol)
     if not solved.success:
         raise ValueError(f"the probability-flow ODE could not be solved: {solved.message}; raise rtol and atol")
     return solved.y[:, -1], solved.nfev

@@ -55,7 +55,7 @@ def guidance(rows: Sequence[Mapping[str, float]]) -> Figure:
     """FID, over all classes and within one, and the accuracy of the classes, against the scale of guidance.
 
     Args:
-        rows: of `guidance`, `fid`, `fid_class_mean` and, where a classifier looked, `accuracy`.
+        rows: of `guidance`, `fid` and, where they are known, `fid_class_mean` and `accuracy`.
     """
     w = [row["guidance"] for row in rows]
     panels: list[dict[str, str]] = [{"fid": "all classes", "fid_class_mean": "one class, mean"}]
@@ -64,7 +64,8 @@ def guidance(rows: Sequence[Mapping[str, float]]) -> Figure:
     figure = Figure(figsize=(5 * len(panels), 3.6), layout="constrained")
     for axes, curves in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for name, label in curves.items():
-            axes.plot(w, [row[name] for row in rows], marker="o", label=label)
+            if name in rows[0]:
+                axes.plot(w, [row[name] for row in rows], marker="o", label=label)
         axes.set(xlabel="guidance w", ylabel="FID" if "fid" in curves else "accuracy of the classes asked for")
         if len(curves) > 1:
             axes.legend()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ddpm.diffusion import Diffusion
+from ddpm.finite import finite
 from ddpm.noise import IndexedNoise, Stream
 from ddpm.sampler.base import Sampler
 
@@ -26,7 +27,7 @@ def predictions(
         on_step()
         if state.step in shown:
             found.append(state.x if state.step == 0 else state.x_0)
-    return torch.stack(found, 1).clamp(-1, 1)
+    return finite(torch.stack(found, 1), "predictions").clamp(-1, 1)
 
 
 @torch.inference_mode()
@@ -64,4 +65,4 @@ def sharing(
         step = max(1, round(fraction * length))
         x_t = on_the_way[step]
         rows.append(torch.cat([x_t, sampler.sample(diffusion, many, on_step, (step, x_t.expand(n, *shape)))]))
-    return torch.stack(rows).clamp(-1, 1)
+    return finite(torch.stack(rows), "samples").clamp(-1, 1)

@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 
 from ddpm import rendezvous
 from ddpm.command import argument, quoted, shown
-from ddpm.files import UNSUPPORTED, expanded, new_folder, warn_once, written
+from ddpm.files import UNSUPPORTED, as_json, expanded, new_folder, warn_once, write_csv, written
 
 LAST = "last.ckpt"
 METRICS = "metrics.csv"
@@ -151,7 +151,7 @@ def _check_same(cfg: DictConfig, folder: Path) -> None:
 def comparable(config: Any) -> dict[str, Any]:
     """What makes two runs the same: the configuration without where they write and what they resume."""
     left_out = ("output_dir", "ckpt", "other_data")
-    return json.loads(json.dumps({key: value for key, value in config.items() if key not in left_out}))
+    return json.loads(as_json({key: value for key, value in config.items() if key not in left_out}))
 
 
 def rows(path: Path) -> int:
@@ -168,12 +168,7 @@ def trim(path: Path, rows: int) -> None:
         return
     whole_lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
     reader = csv.DictReader(whole_lines)
-    kept = list(reader)[:rows]
-    names = reader.fieldnames or []
-    with written(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        writer.writerows(kept)
+    write_csv(path, list(reader)[:rows], reader.fieldnames or [])
 
 
 def describe(folder: Path, cfg: DictConfig) -> None:

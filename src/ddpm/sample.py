@@ -1,14 +1,12 @@
 """Samples of a checkpoint, and what else can be done by sampling."""
 
-import json
 import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ddpm import cli
-from ddpm.command import shown
-from ddpm.files import written
+from ddpm.files import write_json
 from ddpm.subject import WITH_CLASSES, Subject, subject
 from ddpm.tasks import encode, grid, interpolate, inverse, progressive, slerp
 
@@ -43,13 +41,11 @@ def sample(cfg: Any) -> Path:
         cfg.split, cfg.input = cfg.input, None
     of = subject(cfg)
     run = TASKS[cfg.task](of)
-    folder = cli.new_folder(Path(cfg.output_dir or Path(cfg.ckpt).parent), "samples", of.leads)
-    if of.leads or cfg.task in SHARED:
-        run(folder)
-    if of.leads:
-        with written(folder / "sample.json") as temporary:
-            temporary.write_text(json.dumps(of.made_by, indent=2) + "\n")
-        print(f"written: {', '.join(sorted(path.name for path in folder.iterdir()))} in {shown(folder)}")
+    with cli.new_folder(Path(cfg.output_dir or Path(cfg.ckpt).parent), "samples", of.leads) as folder:
+        if of.leads or cfg.task in SHARED:
+            run(folder)
+        if of.leads:
+            write_json(folder / "sample.json", of.made_by)
     return folder
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ddpm.diffusion import Diffusion
 from ddpm.elbo import CodeLength, prior, squared_error, term
+from ddpm.finite import finite
 from ddpm.gaussian import bits_per_dim
 from ddpm.prediction import Clip
 from ddpm.tables import same
@@ -115,7 +116,7 @@ def pilot(
     for step in times.tolist():
         t = same(step, x_0)
         prediction = diffusion.predict(diffusion.process.diffuse(x_0, t, noise(step)), t, clip)
-        moments.append(float((term(prediction, x_0) ** 2).mean()))
+        moments.append(float((finite(term(prediction, x_0), "terms") ** 2).mean()))
         on_step()
     every = np.log(np.arange(2, diffusion.T + 1))
     tiny = np.finfo(np.float64).tiny

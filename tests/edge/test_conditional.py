@@ -89,6 +89,10 @@ def test_the_sweep_has_the_numbers_of_single_evaluations(do):
     assert {name: table[1][name] for name in ("fid", "fid_class_mean", "accuracy")} == pytest.approx(
         {name: single[name] for name in ("fid", "fid_class_mean", "accuracy")}
     )
+    few = "within a class, FID is not reliable: 9 samples and "
+    for found in (result(folder)["guidance"], single):  # 64 samples are enough for FID over all classes
+        assert found["unreliable"] == ["fid_class_mean"]
+        assert [warning.startswith(few) for warning in found["warnings"]] == [True]
     with (folder / "guidance.csv").open() as file:
         assert [float(row["fid"]) for row in csv.DictReader(file)] == [row["fid"] for row in table]
 

@@ -124,6 +124,16 @@ def test_every_number_states_what_defines_it(evaluated):
     assert nll["x_0_clipped"] is False
 
 
+def test_values_of_too_few_images_are_unreliable_in_training_and_in_evaluation(run, evaluated):
+    few = ["kid_mean", "kid_std", "precision", "recall"]  # 100 are enough for FID of 64 features and IS of 10 classes
+    samples, trained = evaluated[1]["samples"], json.loads((run[0] / "results.json").read_text())
+    assert samples["unreliable"] == list(run[1].unreliable) == few
+    assert samples["warnings"] == trained["warnings"]
+    kid, prc = trained["warnings"]
+    assert kid.startswith("KID is not reliable: 100 samples and 1,437 reference images for subsets of 1,000")
+    assert prc.startswith("precision and recall are not reliable: 100 samples")
+
+
 def test_a_second_evaluation_overwrites_nothing_and_repeats_the_numbers(run_entry, tmp_path):
     options = ("metrics=[nll]", "nll.n_images=4", f"output_dir='{tmp_path}'")
     first, second = run_entry("evaluate", *options), run_entry("evaluate", *options)

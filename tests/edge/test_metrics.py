@@ -3,6 +3,7 @@
 import io
 import math
 import pickle
+import re
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch_fidelity
 from PIL import Image
 from torch_fidelity import feature_extractor_inceptionv3 as tf_inception
 
+from ddpm import evaluate as evaluation
 from ddpm.data.digits import Digits
 from ddpm.data.images import InMemory
 from ddpm.diffusion import Diffusion
@@ -21,7 +23,7 @@ from ddpm.metrics import inception as inception_module
 from ddpm.metrics import nll
 from ddpm.metrics.classifier import Classifier, train_classifier
 from ddpm.metrics.features import FeatureNetwork, feature_network, features_of
-from ddpm.metrics.fidelity import fidelity
+from ddpm.metrics.fidelity import fidelity, unreliable
 from ddpm.metrics.gathered import Gathered
 from ddpm.metrics.inception import Folded, inception
 from ddpm.metrics.weights import weights_digest
@@ -239,6 +241,51 @@ def test_fid_below_the_feature_dimension_warns():
     assert warning.startswith("FID is not reliable: 7 samples and 9 reference images for 8 features")
 
 
+@pytest.mark.parametrize(
+    ("metric", "enough", "values", "reason"),
+    [
+        (
+            "fid",
+            64,
+            ["fid"],
+            "FID is not reliable: 63 samples and 63 reference images for 64 features; take at least 64",
+        ),
+        (
+            "is",
+            30,
+            ["is_mean", "is_std"],
+            "IS is not reliable: 29 samples in 10 splits for 3 classes; take at least 30",
+        ),
+        (
+            "kid",
+            1001,
+            ["kid_mean", "kid_std"],
+            "KID is not reliable: 1,000 samples and 1,000 reference images for subsets",
+        ),
+        ("prc", 300, ["precision", "recall"], "precision and recall are not reliable: 299 samples and 299 reference"),
+    ],
+)
+def test_every_metric_of_too_few_images_is_said_to_be_unreliable(metric, enough, values, reason):
+    assert unreliable([metric], enough, enough, 64, 3) == {}
+    found = unreliable([metric], enough - 1, enough - 1, 64, 3)
+    assert list(found) == values
+    assert all(sentence.startswith(reason) for sentence in found.values())
+    one_sided = unreliable([metric], 10_000, enough - 1, 64, 3)
+    assert list(one_sided) == ([] if metric == "is" else values)  # which has no reference
+
+
+def test_inception_score_of_ten_images_is_marked_and_not_shown_as_a_result(capsys):
+    found = fidelity(random_features(10), None, ["is"])
+    assert (found["is_mean"], found["is_std"]) == (pytest.approx(1), pytest.approx(0))
+    assert found["unreliable"] == ["is_mean", "is_std"]
+    (warning,) = found["warnings"]
+    part = found | {"n": 10, "features": "classifier"}
+    evaluation._show({"checkpoint": "last.ckpt", "step": 1, "weights": "ema", "samples": part})
+    shown = capsys.readouterr().out
+    assert re.search(r"│ 1 ± \S+, unreliable", shown)
+    assert f"warning: {warning}" in shown
+
+
 def test_kid_subsets_shrink_to_the_smaller_set_and_say_so():
     fake, real = random_features(30), random_features(20, 1)
     assert fidelity(fake, real, ["kid"])["kid_subset_size"] == 20
@@ -247,8 +294,8 @@ def test_kid_subsets_shrink_to_the_smaller_set_and_say_so():
 
 def test_only_what_is_asked_for_is_reported():
     fake, real = random_features(12), random_features(12, 1)
-    assert set(fidelity(fake, None, ["is"])) == {"is_mean", "is_std", "warnings"}
-    assert set(fidelity(fake, real, ["prc"])) == {"precision", "recall", "warnings"}
+    assert set(fidelity(fake, None, ["is"])) == {"is_mean", "is_std", "warnings", "unreliable"}
+    assert set(fidelity(fake, real, ["prc"])) == {"precision", "recall", "warnings", "unreliable"}
 
 
 def test_precision_and_recall_do_not_depend_on_the_memory_they_use(monkeypatch):

@@ -7,6 +7,8 @@ Pixels are grey levels 0..K-1 (uint8); the network sees x = 2 p / (K-1) - 1 in [
 import torch
 from torch import Tensor
 
+from ddpm.finite import finite
+
 
 def check_levels(levels: int) -> None:
     """Raises ValueError unless K fits in one byte and spans an interval."""
@@ -39,8 +41,11 @@ def to_pixels(x: Tensor, levels: int) -> Tensor:
         levels: K in 2..256.
     Returns:
         uint8 levels 0..K-1, the shape of x.
+    Raises:
+        ValueError: x holds NaN or infinity, of which no level is the nearest.
     """
     check_levels(levels)
+    finite(x, "images")
     # float32 at least: bfloat16 cannot tell 256 levels apart in the product
     return ((x.float().clamp(-1, 1) + 1) * ((levels - 1) / 2)).round().to(torch.uint8)
 

@@ -1,12 +1,12 @@
 """FID and accuracy against the scale of guidance."""
 
-import csv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ddpm import plots
 from ddpm.evaluation.quality import Judge
+from ddpm.files import write_csv
 from ddpm.guidance import Classes, Guidance
 from ddpm.subject import Subject
 
@@ -33,11 +33,10 @@ def prepare(subject: Subject) -> Callable[[Path], dict[str, Any]]:
             scores = judge.scores(judge.draw(classes, f"sampling, guidance {scale:g}"))
             rows.append({"guidance": scale} | {name: scores[name] for name in CURVES if name in scores})
         if subject.leads:
-            with (folder / "guidance.csv").open("w", newline="") as file:
-                writer = csv.DictWriter(file, list(rows[0]))
-                writer.writeheader()
-                writer.writerows(rows)
+            write_csv(folder / "guidance.csv", rows)
             plots.save(plots.guidance(rows), folder / "guidance.png")
-        return {"table": rows, "guidance_interval": None if interval is None else list(interval)} | judge.protocol()
+        cautions = {name: scores[name] for name in ("warnings", "unreliable")}  # the same for every scale
+        interval_used = None if interval is None else list(interval)
+        return {"table": rows, "guidance_interval": interval_used} | cautions | judge.protocol()
 
     return run

@@ -5,11 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ddpm import plots
 from ddpm.diffusion import Diffusion
 from ddpm.elbo import Bound, CodeLength
+from ddpm.files import write_npz
 from ddpm.gaussian import bits_per_dim
 from ddpm.metrics import nll
 from ddpm.prediction import Clip, check_clip
@@ -85,8 +84,7 @@ def prepare(subject: Subject) -> Callable[[Path], dict[str, Any]]:
                 progress=subject.leads,
             )
         if subject.leads:
-            arrays: dict[str, Any] = {name: each.numpy() for name, each in length.arrays().items()}
-            np.savez_compressed(folder / "terms.npz", **arrays)
+            write_npz(folder / "terms.npz", length.arrays())
             times, terms = length.by_time()
             plots.save(plots.terms(times, bits_per_dim(terms, length.dims)), folder / "terms.png")
         found = length.summary()

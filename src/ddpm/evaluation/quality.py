@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ddpm.grid import save_png
+from ddpm.grid import saving
 from ddpm.guidance import Classes, in_proportion
 from ddpm.metrics import by_class, fidelity
 from ddpm.metrics.features import DTYPES, shared_network
@@ -102,8 +102,29 @@ class Judge:
             if self.reference is not None and "fid" in self.metrics:
                 each = by_class.fid_by_class(samples, self.labels, self.reference, self.subject.train.labels)
                 scores["fid_by_class"] = {str(label): value for label, value in each.items()}
-                scores["fid_class_mean"] = sum(each.values()) / len(each) if each else None
+                if each:
+                    scores["fid_class_mean"] = sum(each.values()) / len(each)
+                    labels = self.labels, self.subject.train.labels
+                    n, n_reference = (min(int((of == label).sum()) for label in each) for of in labels)
+                    self._caution(scores, "fid_class_mean", "within a class", n, n_reference)
         return scores
+
+    def floor(self, scores: dict[str, Any]) -> None:
+        """Add FID of as many real test images, that of a perfect model, to scores."""
+        if self.reference is None or "fid" not in self.metrics:
+            return
+        floor = self.real(self.subject.test, n=self.n)
+        n = len(floor["features"])
+        scores |= {"fid_floor": fidelity.fidelity(floor, self.reference, ["fid"])["fid"], "fid_floor_n": n}
+        self._caution(scores, "fid_floor", "the floor", n, len(self.subject.train))
+        if n < self.n:
+            scores["warnings"].append(f"the floor of FID is that of {n} test images, for {self.n} samples")
+
+    def _caution(self, scores: dict[str, Any], name: str, where: str, n: int, n_reference: int) -> None:
+        """Say of a FID in the scores if it is of too few images."""
+        for reason in fidelity.unreliable(["fid"], n, n_reference, self.network.dim).values():
+            scores["warnings"].append(f"{where}, {reason}")
+            scores["unreliable"].append(name)
 
     def protocol(self) -> dict[str, Any]:
         """What defines the metrics."""
@@ -131,20 +152,10 @@ def prepare(subject: Subject, metrics: Sequence[str]) -> Callable[[Path], dict[s
     classes = subject.classes(judge.labels)
 
     def run(folder: Path) -> dict[str, Any]:
-        def save(images: Tensor, index: Tensor) -> None:
-            for image, i in zip(images.cpu(), index.tolist(), strict=True):
-                save_png(image, folder / "samples" / f"{i:06d}.png")
-
-        samples = judge.draw(classes, "sampling", save if subject.cfg.save_samples else lambda images, index: None)
+        with saving(folder / "samples" if subject.cfg.save_samples else None) as save:
+            samples = judge.draw(classes, "sampling", save)
         scores = judge.scores(samples)
-        if judge.reference is not None and "fid" in metrics:
-            floor = judge.real(subject.test, n=judge.n)
-            scores["fid_floor"] = fidelity.fidelity(floor, judge.reference, ["fid"])["fid"]
-            scores["fid_floor_n"] = len(floor["features"])
-            if scores["fid_floor_n"] < judge.n:
-                scores["warnings"].append(
-                    f"the floor of FID is that of {scores['fid_floor_n']} test images, for {judge.n} samples"
-                )
+        judge.floor(scores)
         if subject.model.classes:
             scores["guidance"] = subject.cfg.guidance
             scores["guidance_interval"] = None if classes.guidance.interval is None else [*classes.guidance.interval]

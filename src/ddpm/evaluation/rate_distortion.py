@@ -1,13 +1,15 @@
 """Progressive coding and generation, Ho et al. 2020, section 4.3."""
 
-import csv
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from ddpm import plots, progressive
 from ddpm.evaluation.nll import chain, choices, clip, full_bound
+from ddpm.files import write_csv
 from ddpm.progress import Steps
 from ddpm.rate_distortion import rate_distortion
 from ddpm.sampler.base import Sampler
@@ -36,12 +38,10 @@ def prepare(subject: Subject) -> Callable[[Path], dict[str, Any]]:
             for steps, rate, rmse in zip(*(each.tolist() for each in curve), strict=True)
         ]
         if subject.leads:
-            with (folder / "rate_distortion.csv").open("w", newline="") as file:
-                writer = csv.DictWriter(file, list(rows[0]))
-                writer.writeheader()
-                writer.writerows(rows)
-            plots.save(plots.rate_distortion(curve), folder / "rate_distortion.png")
-            _pictures(subject, sampler, folder)
+            pictures = {"rate_distortion.png": plots.rate_distortion(curve), **_pictures(subject, sampler)}
+            write_csv(folder / "rate_distortion.csv", rows)
+            for name, figure in pictures.items():
+                plots.save(figure, folder / name)
         table = sorted({math.ceil(T * i / ROWS) for i in range(1, ROWS + 1)}, reverse=True)
         return {
             "table": [rows[steps - 1] for steps in table],
@@ -53,7 +53,8 @@ def prepare(subject: Subject) -> Callable[[Path], dict[str, Any]]:
     return run
 
 
-def _pictures(subject: Subject, sampler: Sampler, folder: Path) -> None:
+def _pictures(subject: Subject, sampler: Sampler) -> dict[str, Figure]:
+    """Progressive generation, by the names of the files."""
     model, shape = subject.model, subject.shape
     length = sampler.chain(model).T
     noise = subject.noise(range(SAMPLES))
@@ -71,5 +72,7 @@ def _pictures(subject: Subject, sampler: Sampler, folder: Path) -> None:
             "samples that share $x_t$, t at the left",
         ),
     }
-    for name, (tiles, columns, rows, title) in pictures.items():
-        plots.save(plots.tiles(subject.grey(tiles), columns, rows, title), folder / name)
+    return {
+        name: plots.tiles(subject.grey(tiles), columns, rows, title)
+        for name, (tiles, columns, rows, title) in pictures.items()
+    }

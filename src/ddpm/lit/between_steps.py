@@ -113,6 +113,7 @@ class BetweenSteps(lightning.Callback):
             self.saved = trainer.global_step
 
     def _act(self, trainer: lightning.Trainer, module: DDPM, callbacks: list[Periodic]) -> None:
+        module.check_finite()
         with self.signals.at_once():
             for callback in callbacks:
                 if not isinstance(callback, Checkpoint):

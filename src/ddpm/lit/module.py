@@ -72,6 +72,7 @@ class DDPM(lightning.LightningModule):
         self.quartiles = QuartileLoss(diffusion.T)
         self.validation_loss = MeanMetric()
         self.results: dict[str, float] = {}
+        self.unreliable: dict[str, str] = {}  # results that are of too few images, with the reason
         self._step: dict[str, Tensor | float] = {}
 
     @property

@@ -1,6 +1,6 @@
 """What a training run says before it starts and when it ends."""
 
-import json
+import math
 import os
 import shlex
 from pathlib import Path
@@ -15,7 +15,7 @@ from ddpm import speed
 from ddpm.command import argument, command, shown
 from ddpm.data.datamodule import DataModule
 from ddpm.data.names import numbered
-from ddpm.files import written
+from ddpm.files import write_json
 from ddpm.lit.module import DDPM
 from ddpm.run_folder import LAST, METRICS, RESULTS, comparable
 
@@ -82,17 +82,25 @@ def results(trainer: lightning.Trainer, module: DDPM, config: dict[str, Any]) ->
     """Print the last value of each metric and what to look at, and write the values with the configuration."""
     values = {name: float(value) for name, value in trainer.callback_metrics.items()} | module.results
     values.pop("step", None)
-    content = {"steps": trainer.global_step, "metrics": values, "config": comparable(config)}
-    with written(Path(trainer.default_root_dir) / RESULTS) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
-    rows = {label: f"{values[name]:.4g}" for name, label in LABELS.items() if name in values}
-    rest = sorted(set(values) - set(LABELS))
-    rows |= {name: f"{values[name]:.4g}" for name in rest}
+    wrong = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
+    if wrong:
+        raise ValueError(f"there are no results, for {', '.join(wrong)}; lower optimizer.lr, or raise warmup_steps")
+    warnings = [*dict.fromkeys(module.unreliable.values())]
+    content = {"steps": trainer.global_step, "metrics": values, "warnings": warnings, "config": comparable(config)}
+    write_json(Path(trainer.default_root_dir) / RESULTS, content)
+    labels = LABELS | {name: name for name in sorted(set(values) - set(LABELS))}
+    rows = {
+        label: f"{values[name]:.4g}" + (", unreliable" if name in module.unreliable else "")
+        for name, label in labels.items()
+        if name in values
+    }
     folder = Path(os.path.relpath(trainer.default_root_dir))
     grids = sorted((folder / "samples").glob("*.png"))
     found = {"checkpoint": folder / LAST, "samples": grids[-1] if grids else None}
     found |= {"metrics": folder / METRICS, "results": folder / RESULTS}
     _table(f"Results after {trainer.global_step:,} steps", rows)
+    for warning in warnings:
+        print(f"warning: {warning}")
     for name, path in found.items():
         if path is not None and path.exists():
             print(f"{name}: {shown(path)}")

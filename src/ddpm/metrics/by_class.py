@@ -29,13 +29,13 @@ def fid_by_class(
         reference: the same of real images.
         reference_labels: of these.
     Returns:
-        For each class of which there are two samples or more. FID of few samples is biased upwards, so that these
-        compare with each other, not with FID over all classes.
+        For each class of which there are two samples and two real images or more. FID of few samples is biased
+        upwards, so that these compare with each other, not with FID over all classes.
     """
     found: dict[int, Any] = {}
     for label in sorted(set(labels.tolist())):
         mine = {key: value[labels == label] for key, value in samples.items()}
         real = {key: value[reference_labels == label] for key, value in reference.items()}
-        if len(mine["features"]) > 1:
+        if min(len(mine["features"]), len(real["features"])) > 1:
             found[label] = fidelity(mine, real, ["fid"])["fid"]
     return found

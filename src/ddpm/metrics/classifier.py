@@ -5,9 +5,12 @@ It is trained once on the labelled training images; its scores compare runs on t
 classifier only. Registered with torch-fidelity as `classifier`.
 """
 
+import errno
 import hashlib
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +22,7 @@ from torch_fidelity.registry import register_feature_extractor
 
 from ddpm import progress
 from ddpm.data.scaling import as_uint8
-from ddpm.files import cache, written
+from ddpm.files import cache, write_tensors
 from ddpm.metrics.weights import NEITHER, load_weights
 
 # Whatever changes the trained weights is listed here: the cache is keyed on it.
@@ -144,6 +147,10 @@ def train_classifier(
     path = cache() / f"classifier-{hashlib.sha256(key.encode()).hexdigest()[:16]}.pt"
     if path.is_file():
         return path
+    with _explained(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)  # before the work
+        if not os.access(path.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     _, channels, *size = images_train.pixels(torch.arange(1)).shape
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(RECIPE["seed"]))
@@ -157,9 +164,21 @@ def train_classifier(
         "accuracy": _accuracy(net, images_test, levels),
         "state_dict": net.state_dict(),
     }
-    with written(path) as temporary:  # other processes see the whole file or none
-        torch.save(content, temporary)
+    with _explained(path.parent):
+        write_tensors(path, content)  # other processes see the whole file or none
     return path
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Makes of a folder that is full, or that may not be written to, what to do about it."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"the classifier of features=classifier cannot be kept in {folder}: {error.strerror}; make room there, or "
+            f"set DDPM_CACHE to another folder"
+        ) from error
 
 
 def _fit(net: nn.Sequential, images: LabelledImages, levels: int) -> None:

@@ -52,7 +52,7 @@ def fidelity(
 
     Returns:
         Of fid, is_mean, is_std, kid_mean, kid_std, kid_subset_size, precision, recall those asked for
-        (numbers), and `warnings`, a list of sentences, empty if nothing is to be said.
+        (numbers); `unreliable`, a list of those that are of too few images, and `warnings`, sentences that say why.
     """
     unknown = [name for name in metrics if name not in METRICS]
     if unknown or not metrics:
@@ -71,7 +71,6 @@ def fidelity(
 
     found: dict[str, float] = {}
     result: dict[str, Any] = {}
-    warnings: list[str] = []
     if "fid" in metrics:
         # float64 for the mean too, which torch-fidelity leaves in float32: they differ by rounding only
         found |= fid_statistics_to_metric(
@@ -79,11 +78,6 @@ def fidelity(
             fid_features_to_statistics(real.double()),
             verbose=False,
         )
-        if n < fake.shape[1]:
-            warnings.append(
-                f"FID is not reliable: {len(fake)} samples and {len(real)} reference images for "
-                f"{fake.shape[1]} features; take at least {fake.shape[1]} of each"
-            )
     if "is" in metrics:
         found |= isc_features_to_metric(_checked(samples["logits"], "samples"), splits=isc_splits)
     if "kid" in metrics:
@@ -100,7 +94,67 @@ def fidelity(
     for key, value in result.items():
         if not math.isfinite(value):
             raise ValueError(f"{key} is {value}: features too large; check the feature network's weights")
-    return result | {"warnings": warnings}
+    reasons = unreliable(
+        metrics,
+        len(fake),
+        len(real),
+        dim=fake.shape[1],
+        classes=samples["logits"].shape[1] if "is" in metrics else 0,
+        isc_splits=isc_splits,
+        kid_subset_size=kid_subset_size,
+        prc_neighborhood=prc_neighborhood,
+    )
+    return result | {"unreliable": [*reasons], "warnings": [*dict.fromkeys(reasons.values())]}
+
+
+def unreliable(
+    metrics: Sequence[str],
+    n: int,
+    n_reference: int,
+    dim: int,
+    classes: int = 0,
+    *,
+    isc_splits: int = DEFAULTS["isc_splits"],
+    kid_subset_size: int = DEFAULTS["kid_subset_size"],
+    prc_neighborhood: int = DEFAULTS["prc_neighborhood"],
+) -> dict[str, str]:
+    """The values that are of too few images, by their names in the result of `fidelity`, with a sentence that says why.
+
+    | metric | takes at least | because |
+    |---|---|---|
+    | fid | `dim` samples and real images | the covariance of fewer is singular |
+    | is | `classes` samples in each split | IS of m samples is at most m, whatever they show |
+    | kid | more samples and real images than a subset holds | else all subsets are one, whose spread says nothing |
+    | prc | 100 samples and real images for each neighbour | a neighbourhood is then at most 1% of its set |
+
+    Args:
+        metrics: of fid, is, kid, prc.
+        n: number of samples.
+        n_reference: number of real images.
+        dim: number of features.
+        classes: number of logits, for `is`.
+        isc_splits, kid_subset_size, prc_neighborhood: as in `fidelity`.
+    """
+    both, fewest = f"{n:,} samples and {n_reference:,} reference images", min(n, n_reference)
+    found = {}
+    if "fid" in metrics and fewest < dim:
+        found["fid"] = f"FID is not reliable: {both} for {dim:,} features; take at least {dim:,} of each"
+    if "is" in metrics and n < isc_splits * classes:
+        found["is_mean"] = found["is_std"] = (
+            f"IS is not reliable: {n:,} samples in {isc_splits} splits for {classes:,} classes; "
+            f"take at least {isc_splits * classes:,}"
+        )
+    if "kid" in metrics and fewest <= kid_subset_size:
+        found["kid_mean"] = found["kid_std"] = (
+            f"KID is not reliable: {both} for subsets of {kid_subset_size:,}; "
+            f"take at least {kid_subset_size + 1:,} of each"
+        )
+    if "prc" in metrics and fewest < 100 * prc_neighborhood:
+        found["precision"] = found["recall"] = (
+            f"precision and recall are not reliable: {both} for neighbourhoods of {prc_neighborhood}; "
+            f"take at least {100 * prc_neighborhood:,} of each"
+        )
+    return found
 
 
 def check_sizes(

@@ -8,6 +8,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from ddpm.finite import finite
+
 
 class Gathered(Metric):
     """Named values of images, each known by its index.
@@ -29,13 +31,13 @@ class Gathered(Metric):
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def update(self, values: Mapping[str, Tensor], index: Tensor) -> None:
-        """Add a batch: each of the named values, shape (B, ...), and the images' indices, int64 (B,)."""
+        """Add a batch: each of the named values, shape (B, ...), all finite, and the images' indices, int64 (B,)."""
         for name in self.names:
             if len(values[name]) != len(index):
                 raise ValueError(
                     f"{len(values[name])} values of {name} came with {len(index)} indices; give one for each"
                 )
-            getattr(self, name).append(values[name].to(self.device))
+            getattr(self, name).append(finite(values[name], name).to(self.device))
             self.shapes[name] = values[name].shape[1:]
         self.index.append(index.to(self.device))  # type: ignore[operator, union-attr]
 

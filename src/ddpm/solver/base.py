@@ -61,10 +61,10 @@ def conjugate_gradient(apply: Callable[[Tensor], Tensor], b: Tensor, iterations:
     for _ in range(iterations):
         Ap = apply(p)
         curvature = dot(p, Ap)
-        going = (rr > enough) & (curvature > 0)
-        alpha = torch.where(going, rr / torch.where(going, curvature, 1.0), 0.0)
+        done = (rr <= enough) | (curvature <= 0)  # so that NaN goes on, into the result
+        alpha = torch.where(done, 0.0, rr / torch.where(done, 1.0, curvature))
         u = u + alpha * p
         r = r - alpha * Ap
         before, rr = rr, dot(r, r)
-        p = r + torch.where(going, rr / torch.where(going, before, 1.0), 0.0) * p
+        p = r + torch.where(done, 0.0, rr / torch.where(done, 1.0, before)) * p
     return u

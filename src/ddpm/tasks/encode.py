@@ -1,13 +1,12 @@
 """Real images to their latents by the probability-flow ODE, and back."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from ddpm import ode, plots
+from ddpm.files import write_json, write_npz
 from ddpm.progress import Steps
 from ddpm.subject import Subject
 
@@ -29,8 +28,8 @@ def prepare(subject: Subject) -> Callable[[Path], None]:
             "latent_mean": float(latent.mean()),
             "latent_std": float(latent.std()),
         }
-        (folder / "encode.json").write_text(json.dumps(found, indent=2) + "\n")
-        np.savez_compressed(folder / "latents.npz", latents=latent.cpu().numpy())
+        write_json(folder / "encode.json", found)
+        write_npz(folder / "latents.npz", {"latents": latent.cpu()})
         tiles = torch.stack([subject.grey(each) for each in (x_0, latent, back)])
         labels = ["$x_0$", "$x_T$", "decoded"]
         title = f"encoded and decoded by the ODE, RMSE {rmse:.2f} of 255"

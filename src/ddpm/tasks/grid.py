@@ -3,12 +3,10 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from ddpm.draw import draw
-from ddpm.grid import grid, in_rows, save_png
+from ddpm.files import write_npz
+from ddpm.grid import grid, in_rows, save_png, saving
 from ddpm.metrics.gathered import Gathered
 from ddpm.progress import Steps
 from ddpm.subject import Subject
@@ -31,22 +29,20 @@ def prepare(subject: Subject) -> Callable[[Path], None]:
     def run(folder: Path) -> None:
         mine = subject.share.of(cfg.n)
         gathered = Gathered(("images",)).to(subject.device)
-        with Steps("sampling", math.ceil(len(mine) / cfg.batch_size) * sampler.chain(model).T, subject.leads) as steps:
+        calls = math.ceil(len(mine) / cfg.batch_size) * sampler.chain(model).T
+        pictures = saving(folder / "images" if cfg.format == "png" else None, subject.text)
+        with pictures as save, Steps("sampling", calls, subject.leads) as steps:
             drawn = draw(subject.sampled, sampler, subject.shape, mine, subject.seed, cfg.batch_size, steps, classes)
             for x, index in drawn:
                 grey = subject.grey(x)
                 gathered.update({"images": grey}, index)
-                if cfg.format == "png":
-                    for image, i in zip(grey, index.tolist(), strict=True):
-                        save_png(image, folder / "images" / f"{i:06d}.png", subject.text)
-        images = gathered.compute()["images"].cpu()
+                save(grey, index)
+            images = gathered.compute()["images"].cpu()
         if not subject.leads:
             return
         if cfg.format == "npz":
-            arrays: dict[str, Any] = {"samples": images.permute(0, 2, 3, 1).numpy()}
-            if model.classes:
-                arrays["labels"] = classes.of(range(cfg.n)).numpy()
-            np.savez_compressed(folder / "samples.npz", **arrays)
+            of_each = {"labels": classes.of(range(cfg.n))} if model.classes else {}
+            write_npz(folder / "samples.npz", {"samples": images.permute(0, 2, 3, 1), **of_each})
         shown = images[:MOST_TILES]
         picture = in_rows(shown, len(labels)) if model.classes else grid(shown)
         save_png(picture, folder / "grid.png", subject.text)

@@ -1,12 +1,10 @@
 """Images from measurements of them, by the unconditional model."""
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor
@@ -14,6 +12,7 @@ from torch import Tensor
 from ddpm import build, plots
 from ddpm.data.decode import Decode
 from ddpm.data.scaling import to_unit
+from ddpm.files import write_json, write_npz
 from ddpm.metrics import restoration
 from ddpm.metrics.gathered import Gathered
 from ddpm.noise import IndexedNoise, Stream
@@ -38,8 +37,7 @@ def prepare(subject: Subject) -> Callable[[Path], None]:
     solver: Solver = build.instance("solver", cfg.solver)
     operator.check(subject.shape)
     solver.check(operator, subject.model.process)
-    if cfg.lpips:
-        restoration.check_lpips()
+    restoration.check(subject.shape, cfg.lpips)
     x_0 = _images(subject)
     share, draws, sampler = subject.share, cfg.draws, subject.sampler
     if len(x_0) * draws < share.world:
@@ -95,21 +93,22 @@ def _write(subject: Subject, folder: Path, x_0: Tensor, measured: Measurement, x
     for name, metric in metrics.items():
         of_draws = torch.stack([metric(x[:, k], x_0) for k in range(draws)], 1)
         of_mean = metric(mean, x_0)
+        spread = float(of_mean.std()) if len(x) > 1 else math.nan  # NaN too where a PSNR is infinite
         found[name] = {
             "draws": float(of_draws.mean()),
             "mean": float(of_mean.mean()),
-            "mean_standard_error": float(of_mean.std()) / len(x) ** 0.5 if len(x) > 1 else None,
+            "mean_standard_error": spread / len(x) ** 0.5 if math.isfinite(spread) else None,
             "of_each_mean": of_mean.tolist(),
         }
     residual = measured.y - measured.operator(mean)
     found["residual"] = float(residual.square().mean().sqrt())
-    (folder / "inverse.json").write_text(json.dumps(found, indent=2) + "\n")
-    np.savez_compressed(folder / "inverse.npz", x_0=subject.grey(x_0).numpy(), draws=subject.grey(x).numpy())
+    write_json(folder / "inverse.json", found)
+    write_npz(folder / "inverse.npz", {"x_0": subject.grey(x_0), "draws": subject.grey(x)})
 
     rows = slice(min(len(x), MOST_ROWS))
-    spread = 2 * x[rows].std(1, correction=0) - 1  # black where all draws agree
+    deviation = 2 * x[rows].std(1, correction=0) - 1  # black where all draws agree
     shown = [x_0[rows], measured.operator.picture(measured.y[rows], subject.shape), *x[rows].unbind(1), mean[rows]]
-    tiles = torch.stack([subject.grey(each) for each in (*shown, spread)], 1)
+    tiles = torch.stack([subject.grey(each) for each in (*shown, deviation)], 1)
     columns = ["$x_0$", "y", *[f"draw {k + 1}" for k in range(draws)], "mean", "deviation"]
     title = f"{build.option(measured.operator)}, {_name(cfg.solver)}: PSNR of the mean {found['psnr']['mean']:.2f} dB"
     plots.save(plots.tiles(tiles, columns, None, title), folder / "inverse.png", subject.text)

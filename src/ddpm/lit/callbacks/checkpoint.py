@@ -1,15 +1,13 @@
 """Checkpoints."""
 
-import io
 from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from ddpm.files import written
+from ddpm.files import write_tensors
 from ddpm.lit.callbacks.periodic import Periodic
 from ddpm.lit.module import DDPM
 from ddpm.run_folder import LAST
@@ -32,10 +30,7 @@ class WholeFiles(TorchCheckpointIO):
         return content
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
-        with written(Path(path), durable=True) as temporary:
-            temporary.write_bytes(buffer.getbuffer())
+        write_tensors(Path(path), checkpoint, durable=True)
 
 
 class Checkpoint(Periodic, LightningCheckpoint):

@@ -9,7 +9,7 @@ from ddpm.guidance import Classes, in_proportion
 from ddpm.lit.callbacks.periodic import Periodic
 from ddpm.lit.module import DDPM
 from ddpm.metrics.features import shared_network
-from ddpm.metrics.fidelity import METRICS, fidelity
+from ddpm.metrics.fidelity import METRICS, fidelity, unreliable
 from ddpm.metrics.quality import real_features, sample_features
 from ddpm.progress import Steps
 from ddpm.sampler.base import Sampler
@@ -80,6 +80,14 @@ class FID(Periodic):
         self.floor = fidelity(floor, self.reference, ["fid"])["fid"]
         if len(data.test) < self.n_samples and trainer.is_global_zero:
             print(f"the floor of FID is that of all {len(data.test)} test images, fewer than {self.n_samples} samples")
+        of = len(data.train), self.network.dim, self.reference["logits"].shape[1]
+        of_floor = unreliable(["fid"], len(floor["features"]), *of)
+        pl_module.unreliable = unreliable(self.metrics, self.n_samples, *of)
+        if of_floor:
+            pl_module.unreliable["fid_floor"] = f"the floor, {of_floor['fid']}"
+        for reason in dict.fromkeys(pl_module.unreliable.values()):
+            if trainer.is_global_zero:
+                print(f"warning: {reason}")
 
     def run(self, trainer: lightning.Trainer, module: DDPM) -> None:
         share = Share(trainer.global_rank, trainer.world_size)
@@ -100,7 +108,5 @@ class FID(Periodic):
                 classes=Classes(in_proportion(data.train.labels)),
             )
         scores = fidelity(samples, self.reference, self.metrics)
-        for warning in scores.pop("warnings"):
-            if trainer.is_global_zero:
-                print(f"warning: {warning}")
-        self.record(trainer, module, scores | {"fid_floor": self.floor, "fid_n": self.n_samples})
+        values = {name: value for name, value in scores.items() if name not in ("warnings", "unreliable")}
+        self.record(trainer, module, values | {"fid_floor": self.floor, "fid_n": self.n_samples})
