@@ -1,15 +1,10 @@
-"""Files that are there whole or not at all, and where those lie that can be computed again."""
+"""Files that are there whole or not at all."""
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-
-def cache() -> Path:
-    """The folder of what can be computed again: `$DDPM_CACHE`, else `ddpm` in the user's cache."""
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("DDPM_CACHE") or Path(home) / "ddpm").expanduser()
 
 
 @contextmanager
@@ -21,7 +16,8 @@ def written(path: Path, durable: bool = False) -> Iterator[Path]:
         durable: see to it that the content is on the disk first, so that not even a power cut leaves a part of it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{secrets.randbelow(10**18)}")
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))  # nothing that others put there
     try:
         yield temporary
         if durable:

@@ -311,7 +311,7 @@ def test_what_was_compiled_is_used_again(monkeypatch, tmp_path):
     monkeypatch.setenv("DDPM_CACHE", str(tmp_path))
     assert native.library.__wrapped__() is not None
     assert len([*tmp_path.rglob("*.so")]) == 1
-    monkeypatch.setattr(subprocess, "run", None)
+    monkeypatch.setattr(subprocess, "Popen", None)
     assert native.library.__wrapped__() is not None
 
 

@@ -18,8 +18,8 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import register_feature_extractor
 from tqdm import tqdm
 
+from ddpm.cache import kept
 from ddpm.data.scaling import as_uint8
-from ddpm.files import cache, written
 from ddpm.metrics.weights import load_weights
 
 # Whatever changes the trained weights is listed here: the cache is keyed on it.
@@ -127,8 +127,7 @@ def train_classifier(
     """File of the classifier of these images, trained now or found in the cache.
 
     The same images give the same file; the global random state is neither read nor changed. The file also
-    holds the accuracy on the test images (`Classifier.accuracy`). The cache is `$DDPM_CACHE`, else
-    `$XDG_CACHE_HOME/ddpm`, else `~/.cache/ddpm`.
+    holds the accuracy on the test images (`Classifier.accuracy`).
 
     Args:
         images_train, images_test: labelled splits of uint8 pixels (B, C, H, W) in 0..levels-1.
@@ -141,15 +140,19 @@ def train_classifier(
             f"use features=inception"
         )
     key = repr((sorted(RECIPE.items()), FORMAT, images_train.digest(), images_test.digest(), classes, levels))
-    path = cache() / f"classifier-{hashlib.sha256(key.encode()).hexdigest()[:16]}.pt"
-    if path.is_file():
-        return path
+    return kept(
+        f"classifier-{hashlib.sha256(key.encode()).hexdigest()[:16]}.pt",
+        lambda path: torch.save(_trained(images_train, images_test, classes, levels), path),
+    )
+
+
+def _trained(images_train: LabelledImages, images_test: LabelledImages, classes: int, levels: int) -> dict[str, Any]:
     _, channels, *size = images_train.pixels(torch.arange(1)).shape
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(RECIPE["seed"]))
         net = network(channels, classes, size)
     _fit(net, images_train, levels)
-    content = {
+    return {
         "format": FORMAT,
         "channels": channels,
         "classes": classes,
@@ -157,9 +160,6 @@ def train_classifier(
         "accuracy": _accuracy(net, images_test, levels),
         "state_dict": net.state_dict(),
     }
-    with written(path) as temporary:  # other processes see the whole file or none
-        torch.save(content, temporary)
-    return path
 
 
 def _fit(net: nn.Sequential, images: LabelledImages, levels: int) -> None:
