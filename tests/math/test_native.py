@@ -323,6 +323,26 @@ def test_second_derivatives_are_refused_and_not_wrong():
         first.sum().backward()
 
 
+FLAGS = False, False
+MANY = 2**22, 2**22, 1, 1
+WITHOUT_MEMORY = {
+    "winograd": (3, 3, 4, *FLAGS, None, None, None, None, 64, 4, 4, *MANY, *FLAGS),
+    "winograd_weight": (4, False, None, None, None, None, 64, 4, 4, *MANY),
+    "group_norm": (False, *[None] * 7, 1, 4, 2**46, 1, 1e-6, False, 0.0, 0),
+    "group_norm_backward": (False, *[None] * 11, 1, 4, 2**46, 1, False, 0.0, 0),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_MEMORY)
+def test_without_memory_for_its_buffers_a_kernel_raises_what_torch_does(name):
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        torch.empty(2**46)
+    with pytest.raises(
+        RuntimeError, match=f"can't allocate memory: not enough of it is left for the buffers of {name}"
+    ):
+        native.call(name, *WITHOUT_MEMORY[name])  # so many channels that a buffer alone exceeds what can be addressed
+
+
 def test_the_seed_of_what_is_dropped_is_of_the_global_generator():
     layer = group_norm.GroupNorm(4, 16, dropout=0.5)
     x = torch.randn(2, 16, 4, 4).contiguous(memory_format=INNERMOST)

@@ -92,10 +92,15 @@ def serves(x: Tensor) -> bool:
 
 
 def call(name: str, *arguments: Tensor | bool | int | float | None) -> None:
-    """Run a kernel: tensors are given as the addresses of their first elements, integers as 64 bits."""
+    """Run a kernel: tensors are given as the addresses of their first elements, integers as 64 bits.
+
+    Raises:
+        RuntimeError: there is no memory for its buffers.
+    """
     kernels = library()
     assert kernels is not None
-    kernels[name](*map(_c, arguments))
+    if kernels[name](*map(_c, arguments)):
+        raise RuntimeError(f"can't allocate memory: not enough of it is left for the buffers of {name}")
 
 
 def _c(argument: Tensor | bool | int | float | None) -> object:
