@@ -1,7 +1,8 @@
 """Kernels in C++ for networks on a CPU, compiled once, by the machine's own compiler, and kept in the user's cache.
 
 They work on images whose channels lie innermost (`torch.channels_last`): a network of that layout uses them, another
-does not. Without a compiler, on other devices and under torch.compile torch computes the same.
+does not. Whatever else they do not serve torch computes, to the same, or refuses: without a compiler, on other devices,
+under torch.compile, for other shapes and types, and where more is asked for than results and first derivatives.
 """
 
 import contextlib
@@ -15,11 +16,13 @@ import shutil
 import signal
 import subprocess
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from ddpm.cache import kept
 
@@ -28,6 +31,8 @@ FLAGS = [
     *("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC"),
     *(["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []),
 ]
+ORDINARY = {Tensor, nn.Parameter}
+"""Of tensors, the classes that stand for numbers in memory alone."""
 LIMIT = 900.0
 """Seconds after which a compiler is given up: 50 times what it takes on a core that nothing else uses."""
 
@@ -80,15 +85,60 @@ def _compile(command: list[str], out: Path) -> None:
         raise subprocess.CalledProcessError(process.returncode, command[0], stderr=said.read_text(errors="replace"))
 
 
-def serves(x: Tensor) -> bool:
-    """Whether images (B, C, H, W) are such that the kernels work on them."""
+def serves(x: Tensor, *parameters: Tensor | None) -> bool:
+    """Whether kernels can take the place of torch for images (B, C, H, W), with these parameters.
+
+    All are there, ordinary tensors on the CPU, the channels of the images lie innermost, and torch's operations are not
+    `watched`.
+    """
     return (
-        x.device.type == "cpu"
+        not watched()
+        and all(
+            isinstance(each, Tensor) and type(each) in ORDINARY and each.device.type == "cpu"
+            for each in (x, *parameters)
+        )
+        and x.layout == torch.strided
         and x.is_contiguous(memory_format=torch.channels_last)
         and not x.is_contiguous()
-        and not torch.compiler.is_compiling()
         and library() is not None
     )
+
+
+def watched() -> bool:
+    """Whether torch's operations are recorded or transformed, which those of a kernel would escape.
+
+    By torch.compile, jit.trace, a dispatch mode (make_fx, counters of operations), torch.func, forward derivatives.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or forward_ad._current_level >= 0
+    )
+
+
+def left_to_torch(dy: Tensor) -> bool:
+    """Whether the gradient dy is to be followed by `gradients`: to be differentiated again, in batches, or watched."""
+    return torch.is_grad_enabled() or watched() or torch._C._functorch.is_legacy_batchedtensor(dy)
+
+
+def gradients(
+    operation: Callable[..., Tensor], inputs: Sequence[Tensor | None], needed: Sequence[bool], dy: Tensor
+) -> list[Tensor | None]:
+    """Of the inputs that need one, by torch: they can be differentiated again, and batched.
+
+    Args:
+        operation: in torch, what a kernel computed of the inputs.
+        inputs: as they were saved.
+        needed: which of them need a gradient.
+        dy: the gradient of the result.
+    """
+    again = torch.is_grad_enabled()
+    wanted = [each for each, need in zip(inputs, needed, strict=True) if need and each is not None]
+    with torch.enable_grad(), torch.autocast("cpu", enabled=False):
+        found = iter(torch.autograd.grad(operation(*inputs), wanted, dy, create_graph=again))
+    return [next(found) if need else None for need in needed]
 
 
 def call(name: str, *arguments: Tensor | bool | int | float | None) -> None:
