@@ -283,7 +283,7 @@ def memory(number: int) -> dict[str, float]:
     for name in (REFERENCE, "diffusers", "lucidrains", FLOAT32, AUTO):
         half = name == AUTO and speed.bfloat16_is_fast(CPU)
         code = PEAK.format(folder=str(Path(__file__).parent), number=number, name=name, half=half)
-        done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-P", "-c", code], check=True, capture_output=True, text=True)
         found[name] = int(done.stdout.split()[-1]) / 1024
     return found
 

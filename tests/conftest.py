@@ -72,6 +72,15 @@ def train(compose):
 
 
 @pytest.fixture(scope="session")
+def hostile(tmp_path_factory):
+    """A folder, as of a run that was downloaded, whose modules leave a file called RAN_... where one is imported."""
+    folder = tmp_path_factory.mktemp("hostile")
+    for name in ("ddpm", "hydra", "joblib", "json", "lightning", "multiprocessing", "submitit", "torch"):
+        (folder / f"{name}.py").write_text(f"open({str(folder / f'RAN_{name}')!r}, 'w').close()\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny():
     """The options of a tiny run with every callback."""
     return TINY

@@ -13,6 +13,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ddpm import processes
+from ddpm.data.image_folder import ImageFolder
+from ddpm.data.names import printable
 from ddpm.data.source import Source
 from ddpm.diffusion import Diffusion
 from ddpm.loss.base import Loss
@@ -125,6 +127,31 @@ def source(cfg: Any) -> Source:
     return instance("data", cfg["data"])
 
 
+def check_classes(source: Source, image: dict[str, Any]) -> None:
+    """Refuse data whose labels mean other classes than those that a model was trained with.
+
+    Args:
+        source: of the data.
+        image: what the model's checkpoint says of its images.
+    Raises:
+        ValueError: naming the first class that differs.
+    """
+    number, here = image.get("classes", 0), source.classes
+    if number and len(here) != number:
+        raise ValueError(
+            f"the data have {len(here)} classes, but the checkpoint's model was trained with {number}; give it data "
+            f"like those it was trained on"
+        )
+    # a checkpoint without names is of classes in the order of letters
+    before = image.get("class_names") or (sorted(here) if isinstance(source, ImageFolder) else here)
+    for label, (then, now) in enumerate(zip(before, here, strict=False)):
+        if number and then != now:
+            raise ValueError(
+                f"class {label} of the data is {now}, but {printable(then)} of the checkpoint's model; give it data "
+                f"like those it was trained on"
+            )
+
+
 def fetch(source: Source) -> None:
     """Let one process of each machine fetch the data, before all load it."""
     for turn in (True, False):
@@ -143,11 +170,8 @@ def optimizer(node: Any) -> Callable[[Iterable[nn.Parameter]], Optimizer]:
     return make
 
 
-def sampler(node: Any, T: int) -> Sampler:
-    """A sampler that fits a chain of T steps."""
+def sampler(node: Any, process: Process) -> Sampler:
+    """A sampler that fits a chain."""
     built: Sampler = instance("sampler", node)
-    if built.steps is not None and built.steps > T:
-        raise ValueError(
-            f"sampler.steps={built.steps} is more than schedule.T={T}; choose at most {T}, or null for all"
-        )
+    built.check(process)
     return built

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 PREFIXES = {"ema": "ema.network.", "raw": "diffusion.network."}
 CONTENT = {
     *("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "MixedPrecision"),
-    *("epoch", "global_step", "pytorch-lightning_version", "ddpm_config", "unlogged"),
+    *("epoch", "global_step", "pytorch-lightning_version", "ddpm_config", "unlogged", "wandb_id"),
 }
 """What train.py writes into a checkpoint; Lightning acts upon other keys."""
 
@@ -57,9 +57,19 @@ def _is_plausible(config: dict[str, Any]) -> bool:
     image, evaluation = config["image"], config["evaluation"]
     if not (isinstance(image, dict) and isinstance(evaluation, dict) and {"shape", "levels"} <= {*image}):
         return False
+    names, kept = image.get("class_names", []), image.get("digest", {})
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        return False
+    if not (isinstance(kept, dict) and all(_is_fingerprint(each) for each in kept.values())):
+        return False
     shape = image["shape"]
     numbers = [config["seed"], image["levels"], image.get("classes", 0), *(shape if isinstance(shape, list) else [])]
     return len(numbers) == 6 and all(isinstance(number, int) and number >= 0 for number in numbers)
+
+
+def _is_fingerprint(kept: Any) -> bool:
+    kinds = {"n": int, "of": str, "sha256": str}
+    return isinstance(kept, dict) and {key: type(value) for key, value in kept.items()} == kinds
 
 
 def model(content: dict[str, Any], weights: str = "ema") -> "Diffusion":

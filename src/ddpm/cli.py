@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ddpm import allocator, processes
+from ddpm import allocator, files, followers, processes
 
 EXPLAINED = (ValueError, OSError, OmegaConfBaseException, HydraException)
 """Errors that their message explains."""
@@ -28,16 +28,16 @@ def start(entry: str, main: Callable[[], None]) -> None:
     """Run an entry point; what a user got wrong is one line, without a stack trace unless HYDRA_FULL_ERROR=1.
 
     Args:
-        entry: a key of `processes.JOBS`.
+        entry: a key of `followers.JOBS`.
         main: Hydra's; it calls `lead` for each job.
     """
     os.environ[FULL] = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises errors instead of printing them
     allocator.keep_memory()
     try:
-        processes.start(entry, main)
+        followers.start(entry, main)
     except EXPLAINED as error:
-        if _full():
+        if full():
             raise
         sys.exit(explained(error))
 
@@ -50,14 +50,14 @@ def job(main: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
         try:
             main(cfg)
         except EXPLAINED as error:
-            if _full() or HydraConfig.get().mode != RunMode.RUN:
+            if full() or HydraConfig.get().mode != RunMode.RUN:
                 raise
             sys.exit(explained(error))
 
     return wrapped
 
 
-def _full() -> bool:
+def full() -> bool:
     """Whether stack traces are asked for."""
     return os.environ.get(FULL) == "1"
 
@@ -77,9 +77,9 @@ def explained(error: BaseException) -> str:
 def lead(entry: str, cfg: DictConfig | None) -> Any:
     """Carry out the job of an entry point, on as many processes as it asks for; None is nothing to do."""
     if cfg is None:
-        return processes.lead(entry, None, 1)
+        return followers.lead(entry, None, 1)
     kind, asked = (cfg.trainer.accelerator, cfg.trainer.devices) if entry == "train" else (cfg.device, cfg.devices)
-    return processes.lead(entry, cfg, processes.devices(kind, asked))
+    return followers.lead(entry, cfg, processes.devices(kind, asked))
 
 
 def check(cfg: DictConfig) -> None:
@@ -120,14 +120,7 @@ def new_folder(parent: Path, name: str, leads: bool = True) -> Path:
 
 
 def _new_folder(parent: Path, name: str) -> Path:
-    stem = f"{name}_{time.strftime('%Y-%m-%d_%H-%M-%S')}"
-    for suffix in ("", *(f"_{i}" for i in range(1, 1000))):
-        folder = parent / f"{stem}{suffix}"
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise ValueError(f"cannot write to {parent}: {error.strerror}; choose another output_dir") from error
-        return folder
-    raise ValueError(f"{parent} holds a thousand folders called {stem}; choose another output_dir")
+    try:
+        return files.new_folder(parent / f"{name}_{time.strftime('%Y-%m-%d_%H-%M-%S')}")
+    except OSError as error:
+        raise ValueError(f"cannot write to {parent}: {error.strerror}; choose another output_dir") from error

@@ -1,6 +1,8 @@
 """The schema of the configuration, and what a configuration from a checkpoint may name."""
 
+import hashlib
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +18,8 @@ MODEL = ("schedule", "parameterization", "variance", "network", "conditioning")
 """The groups that define the model; a checkpoint can only be resumed with the same."""
 STORED = {*MODEL, "loss", "time_sampler", "sampler", "data", "seed", "image", "evaluation", "total_batch"}
 """What a checkpoint holds of the configuration: what rebuilds, resumes and evaluates the model."""
+LONGEST = 200
+"""Bytes of a folder's name, of the 255 that file systems allow."""
 
 
 @dataclass
@@ -52,6 +56,7 @@ class TrainConfig:
     speed: str = "auto"
     compile: bool = False
     ckpt: str | None = None
+    other_data: bool = False
     output_dir: str = MISSING
 
 
@@ -63,7 +68,7 @@ class NLLConfig:
     evaluations: int = 10
     n_images: int | None = None
     steps: int | None = None
-    clip: bool = False
+    clip: Any = None
 
 
 @dataclass
@@ -130,7 +135,7 @@ class SampleConfig:
     batch_size: int = 256
     seed: int | None = None
     sampler: Any = None
-    labels: list[int] | None = None
+    labels: list[Any] | None = None
     guidance: float = 0.0
     guidance_interval: list[float] | None = None
     speed: str = "reference"
@@ -148,9 +153,29 @@ class SampleConfig:
     trusted: list[str] = field(default_factory=list)
 
 
-def folder_name(text: str) -> str:
-    """`text` as a folder's name that needs no quotes in ckpt=... and is not too long for a file system."""
-    return re.sub(r"[^\w.+-]+", "-", text)[:120]
+def folder_name(number: int, overrides: str) -> str:
+    """The name of the folder of a sweep's job, which needs no quotes in ckpt=...
+
+    Where it would be too long, each long override is cut and ends in a hash of it all, so that what differs shows.
+
+    Args:
+        number: of the job.
+        overrides: each `key-value`, separated by commas.
+    """
+    items = [re.sub(r"[^\w.+-]+", "-", item) for item in overrides.split(",") if item]
+    name = "_".join([str(number), *items])
+    if len(name.encode()) > LONGEST:
+        room = (LONGEST - len(str(number))) // len(items) - 1
+        name = "_".join([str(number), *(_cut(item, room) for item in items)])
+    return _cut(name, LONGEST)
+
+
+def _cut(text: str, room: int) -> str:
+    """`text` in so many bytes, with a hash of it all where it is longer."""
+    if len(text.encode()) <= room:
+        return text
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return text.encode()[: max(0, room - 9)].decode(errors="ignore") + "-" + digest
 
 
 def register() -> None:
@@ -184,9 +209,10 @@ def check_targets(config: Any, trusted: Sequence[str] = ()) -> None:
             mine = isinstance(value, str) and OWN.fullmatch(value)
             package = str(value).split(".")[0]
             if not mine and (package not in trusted or package == "ddpm"):
+                trust = f"if you trust it, pass {shlex.quote(f'trusted=[{package}]')}"
                 raise ValueError(
                     f"the checkpoint names {path} = {value!r}, which is not an option of ddpm; "
-                    + (f"if you trust it, pass trusted=[{package}]" if package != "ddpm" else "it is refused")
+                    + (trust if package != "ddpm" else "it is refused")
                 )
         elif key.startswith("_") or "${" in key or (isinstance(value, str) and "${" in value):
             raise ValueError(f"the checkpoint's configuration holds {path}, which ddpm never writes; it is refused")

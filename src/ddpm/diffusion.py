@@ -11,7 +11,7 @@ from ddpm.guidance import CONDITIONAL, Given, Guidance
 from ddpm.parameterization.base import Parameterization
 from ddpm.parameterization.eps import Eps
 from ddpm.parameterization.x0 import X0
-from ddpm.prediction import Prediction
+from ddpm.prediction import Clip, Prediction
 from ddpm.process import Process
 from ddpm.tables import distinct
 from ddpm.variance.base import Variance
@@ -29,6 +29,8 @@ class Diffusion(nn.Module):
         levels: K, the number of grey levels of the data.
         classes: number of classes that the network can be given, 0 if it is unconditional. Label number `classes`, or
             none, stands for no class.
+    Raises:
+        ValueError: the parameterization says nothing of the image at the end of the chain.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Diffusion(nn.Module):
         classes: int = 0,
     ) -> None:
         super().__init__()
+        parameterization.check(process)
         self.network = network
         self.process = process
         self.parameterization = parameterization
@@ -58,7 +61,7 @@ class Diffusion(nn.Module):
         """Length of the chain."""
         return self.process.T
 
-    def predict(self, x_t: Tensor, t: Tensor, clip: bool | float = False) -> Prediction:
+    def predict(self, x_t: Tensor, t: Tensor, clip: Clip = False) -> Prediction:
         """One evaluation of the network.
 
         Args:
@@ -69,7 +72,7 @@ class Diffusion(nn.Module):
         y, raw = self._read(x_t, self.process.times[distinct(t)])
         return Prediction(self, x_t, t, y, raw, clip)
 
-    def score(self, x_t: Tensor, t: Tensor, clip: bool | float = False) -> Tensor:
+    def score(self, x_t: Tensor, t: Tensor, clip: Clip = False) -> Tensor:
         """grad log q(x_t) as the model has it, Song et al. 2021; arguments as in `predict`."""
         return self.predict(x_t, t, clip).score
 
@@ -89,7 +92,7 @@ class Diffusion(nn.Module):
         out = self.network(x, (original_t - 1).expand(len(x))).to(x.dtype)
         return out.chunk(2, dim=1) if self.variance.extra_channels else (out, None)
 
-    def p(self, x_t: Tensor, t: Tensor, clip: bool | float = False) -> Gaussian:
+    def p(self, x_t: Tensor, t: Tensor, clip: Clip = False) -> Gaussian:
         """p(x_{t-1} | x_t), Eq. 1."""
         return self.predict(x_t, t, clip).p
 

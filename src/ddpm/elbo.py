@@ -16,16 +16,16 @@ import torch
 from torch import Tensor
 
 from ddpm.diffusion import Diffusion
-from ddpm.gaussian import bits_per_dim, discretised_log_likelihood, kl
-from ddpm.prediction import Prediction
+from ddpm.gaussian import bits_per_dim, discretised_log_likelihood, kl, log1mexp
+from ddpm.prediction import Clip, Prediction
 from ddpm.process import Process
 from ddpm.tables import same
 
 
 def prior(process: Process, x_0: Tensor) -> Tensor:
     """L_T in nats per image, shape (B,), float64: 1/2 sum(alpha_bar x_0^2 - alpha_bar - log(1 - alpha_bar))."""
-    alpha_bar = process.alpha_bar[-1]
-    return 0.5 * (alpha_bar * x_0.double() ** 2 - alpha_bar - torch.log1p(-alpha_bar)).flatten(1).sum(1)
+    alpha_bar, log_variance = process.alpha_bar[-1], log1mexp(process.log_alpha_bar[-1])
+    return 0.5 * (alpha_bar * x_0.double() ** 2 - alpha_bar - log_variance).flatten(1).sum(1)
 
 
 def term(prediction: Prediction, x_0: Tensor) -> Tensor:
@@ -154,7 +154,7 @@ def bound(
     diffusion: Diffusion,
     x_0: Tensor,
     noise: Callable[[int], Tensor],
-    clip: bool = False,
+    clip: Clip = False,
     on_step: Callable[[], None] = lambda: None,
 ) -> Bound:
     """Every term of the bound, with one x_t ~ q(x_t | x_0) for each image and time.
@@ -163,7 +163,7 @@ def bound(
         diffusion: the model, in evaluation mode.
         x_0: grey levels in [-1, 1], shape (B, C, H, W).
         noise: time in 1..T -> the standard normal of x_t, shape (B, C, H, W).
-        clip: clip x^_0 to [-1, 1].
+        clip: clip x^_0 to [-1, 1] (see `Prediction`).
         on_step: called after each of the T evaluations.
     """
     terms, errors = [], []

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ddpm import cli
+from ddpm.command import shown
 from ddpm.evaluation import guidance, nll, ode, quality, rate_distortion
 from ddpm.files import written
 from ddpm.metrics import fidelity
@@ -59,6 +60,7 @@ def evaluate(cfg: Any) -> dict[str, Any]:
         "weights": cfg.weights,
         "seed": of.seed,
         "data": of.config["data"],
+        "data_of_training": of.of_training,
     }
     for name, run in parts.items():
         result[name] = run(folder)
@@ -67,7 +69,7 @@ def evaluate(cfg: Any) -> dict[str, Any]:
                 temporary.write_text(json.dumps(result, indent=2) + "\n")
     if of.leads:
         _show(result)
-        print(f"written: {', '.join(sorted(path.name for path in folder.iterdir()))} in {os.path.relpath(folder)}")
+        print(f"written: {', '.join(sorted(path.name for path in folder.iterdir()))} in {shown(folder)}")
     return result
 
 

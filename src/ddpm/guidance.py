@@ -1,5 +1,6 @@
 """Classifier-free guidance, Ho & Salimans 2022."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,13 +20,15 @@ class Guidance:
         interval: the first and the last time, of 1..T, at which to guide (Kynkaanniemi et al. 2024); elsewhere the
             model is the conditional one. None for everywhere.
     Raises:
-        ValueError: the interval is none.
+        ValueError: the scale is no number, or the interval is none.
     """
 
     scale: float = 0.0
     interval: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
+        if not math.isfinite(self.scale):
+            raise ValueError(f"guidance must be a finite number, got {self.scale}")
         if self.interval is not None and (len(self.interval) != 2 or not self.interval[0] <= self.interval[1]):
             raise ValueError(
                 f"guidance_interval must be the first and the last time to guide at, such as [100,800], "

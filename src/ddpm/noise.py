@@ -20,7 +20,7 @@ class Stream(IntEnum):
     LIKELIHOOD = 2
     TRAINING = 3
     VALIDATION = 4
-    ORDER = 5
+    DROPOUT = 5
     TIMES = 6
     DEQUANTISATION = 7
     PROBE = 8

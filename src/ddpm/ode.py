@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ddpm.diffusion import Diffusion
 from ddpm.gaussian import bits_per_dim
+from ddpm.process import Process
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
 """(x, f(x)), both (B, ...), f differentiable in x -> div f, shape (B,)."""
@@ -146,9 +147,21 @@ def carry(
     return _tensor(end, x)
 
 
+def check(process: Process) -> None:
+    """Raises ValueError unless the flow of a chain has two ends at finite log-SNRs."""
+    if process.T < 2:
+        raise ValueError("the probability-flow ODE needs a chain of at least 2 steps")
+    if process.zero_terminal_snr:
+        raise ValueError(
+            "the probability-flow ODE needs a terminal SNR above zero, but this model's is zero (beta_T = 1): its "
+            "log-SNR at T is infinite"
+        )
+
+
 def _ends(diffusion: Diffusion, x: Tensor) -> tuple[float, float]:
     """The log-SNR at t = 1 and at T."""
     process = diffusion.process.origin
+    check(process)
     first, last = process.log_snr(torch.tensor([1, process.T], device=x.device)).tolist()
     return first, last
 

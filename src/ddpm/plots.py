@@ -92,7 +92,7 @@ def tiles(images: Tensor, columns: Sequence[str], rows: Sequence[str] | None, ti
     axes.set_yticks([(i + 0.5) * step_y for i in range(len(images))] if rows else [], list(rows or []), fontsize=8)
     axes.tick_params(length=0, top=False, labeltop=True, labelbottom=False)
     axes.spines[:].set_visible(False)
-    axes.set_title(title, fontsize=9)
+    figure.suptitle(title, fontsize=9, wrap=True)
     return figure
 
 

@@ -14,6 +14,16 @@ if TYPE_CHECKING:
     from ddpm.diffusion import Diffusion
 
 
+Clip = bool | float | str
+"""Whether and how x^_0 is clipped, see `Prediction`: True, False, "published", or a quantile in (0, 1)."""
+
+
+def check_clip(name: str, clip: Clip) -> None:
+    """Raises ValueError, in which the setting is called `name`, unless x^_0 can be clipped so."""
+    if not (isinstance(clip, bool) or clip == "published" or (isinstance(clip, float) and 0 < clip < 1)):
+        raise ValueError(f"{name} must be true, false, published, or a quantile in (0, 1) such as 0.995, got {clip!r}")
+
+
 @dataclass
 class Prediction:
     """Readings of the network's output at (x_t, t). All tensors have the shape of x_t.
@@ -24,9 +34,10 @@ class Prediction:
         t: times in 1..T, shape (B,).
         y: the network's output in its own parameterization.
         raw: the channels that a learned variance reads, or None.
-        clip: whether x_0 is clipped to [-1, 1]; every other reading then follows the clipped x_0. A number q in (0, 1)
-            thresholds dynamically instead (Saharia et al. 2022): x_0 is clipped to [-s, s] and divided by s, the
-            q-quantile of |x_0| over the image, or 1 if that is less.
+        clip: whether x_0 is clipped to [-1, 1]; every other reading then follows the clipped x_0. "published" does as
+            the code of Ho et al.: the same, but where the network predicts the mean of p, that stays as predicted. A
+            number q in (0, 1) thresholds dynamically instead (Saharia et al. 2022): x_0 is clipped to [-s, s] and
+            divided by s, the q-quantile of |x_0| over the image, or 1 if that is less.
     """
 
     diffusion: "Diffusion"
@@ -34,7 +45,7 @@ class Prediction:
     t: Tensor
     y: Tensor
     raw: Tensor | None
-    clip: bool | float
+    clip: Clip
 
     @cached_property
     def x_0(self) -> Tensor:
@@ -42,7 +53,7 @@ class Prediction:
         x_0: Tensor = self.diffusion.to_x_0(self.y, self.x_t, self.t)
         if not self.clip:
             return x_0
-        if self.clip is True:
+        if not isinstance(self.clip, float):
             return x_0.clamp(-1, 1)
         s = torch.quantile(x_0.flatten(1).abs().float(), self.clip, dim=1).clamp(min=1).to(x_0.dtype)
         s = s.view(-1, *[1] * (x_0.dim() - 1))
@@ -66,7 +77,7 @@ class Prediction:
     def p(self) -> Gaussian:
         """p(x_{t-1} | x_t): mean mu_theta and log-variance (nats)."""
         diffusion = self.diffusion
-        if self.clip:
+        if self.clip and not (self.clip == "published" and diffusion.parameterization.is_mean):
             mean = diffusion.process.posterior(self.x_0, self.x_t, self.t).mean
         else:
             mean = diffusion.to_mean(self.y, self.x_t, self.t)

@@ -1,22 +1,31 @@
-"""The folder of a training run: whose it is, what it holds, and how a run goes on in it."""
+"""The folder of a training run: whose it is, what it holds, and how a run goes on in it.
+
+Nothing is written into a folder before it is known to be the run's own, and nothing that a run has left is replaced
+before the run that goes on there has been checked as a whole.
+"""
 
 import csv
+import errno
 import fcntl
 import json
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 
-from ddpm import processes
-from ddpm.files import written
+from ddpm import rendezvous
+from ddpm.command import argument, quoted, shown
+from ddpm.files import UNSUPPORTED, new_folder, warn_once, written
 
 LAST = "last.ckpt"
 METRICS = "metrics.csv"
@@ -31,25 +40,59 @@ def claimed(cfg: DictConfig) -> Iterator[DictConfig | None]:
     finished.
 
     Raises:
-        ValueError: the folder holds another run, or another process is writing to it.
+        ValueError: the folder holds another run or a way out of it, or another process is writing to it.
     """
-    if processes.join().rank > 0:
+    if rendezvous.join().rank > 0:
         yield cfg  # the first process decides
         return
     folder = Path(cfg.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"another run is writing to {folder}; choose another hydra.run.dir") from error
+    check_links(folder)
+    with _locked(folder):
+        job = _job(cfg, folder)
         for cut in folder.glob(".*.ckpt.*"):
             if cut.suffix[1:].isdigit():  # a checkpoint that was being written when its process was killed
                 cut.unlink()
-        try:
-            yield _job(cfg, folder)
-        finally:
-            (folder / ".lock").unlink(missing_ok=True)
+        yield job
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other runs out. The file stays: removed, one process could lock it and another its successor."""
+    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            os.close(handle)
+            raise ValueError(f"another run is writing to {folder}; choose another hydra.run.dir") from error
+        if error.errno not in UNSUPPORTED:
+            os.close(handle)
+            raise
+        warn_once("this file system has no locks: see to it yourself that no two runs write to one folder")
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def check_links(folder: Path) -> None:
+    """Refuse a folder that is not what it seems: a run writes into its folder alone.
+
+    Raises:
+        ValueError: naming a link that leads out of it, or something that is neither a file nor a folder.
+    """
+    inside = folder.resolve()
+    for parent, folders, files in os.walk(folder):
+        for path in (Path(parent, name) for name in (*folders, *files)):
+            mode = path.lstat().st_mode
+            if stat.S_ISLNK(mode) and not path.resolve().is_relative_to(inside):
+                raise ValueError(
+                    f"{path} is a link that leads out of the folder of the run, which writes there; remove it, or "
+                    f"choose another hydra.run.dir"
+                )
+            if not (stat.S_ISLNK(mode) or stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+                raise ValueError(f"{path} is neither a file nor a folder; remove it, or choose another hydra.run.dir")
 
 
 def _job(cfg: DictConfig, folder: Path) -> DictConfig | None:
@@ -59,10 +102,10 @@ def _job(cfg: DictConfig, folder: Path) -> DictConfig | None:
         return cfg
     if (folder / RESULTS).exists():
         _check_same(cfg, folder)
-        print(f"finished before: {os.path.relpath(folder)}")
+        print(f"finished before: {shown(folder)}")
         return None
     if (folder / LAST).exists():
-        print(f"resuming: {os.path.relpath(folder / LAST)}")
+        print(f"resuming: {shown(folder / LAST)}")
         cfg = cfg.copy()
         cfg.ckpt = str(folder / LAST)
     return cfg
@@ -76,7 +119,7 @@ def check_free(folder: Path, ckpt: str | None) -> None:
     """
     held = [name for name in (LAST, METRICS, RESULTS) if (folder / name).exists()]
     if held and (ckpt is None or not goes_on(ckpt, folder)):
-        resume = f"resume it with ckpt={folder / LAST}, or " if LAST in held else ""
+        resume = f"resume it with {argument('ckpt', folder / LAST)}, or " if LAST in held else ""
         raise ValueError(
             f"{folder} holds {', '.join(held)} of another run, which would be lost; "
             f"{resume}choose another hydra.run.dir"
@@ -101,16 +144,25 @@ def _check_same(cfg: DictConfig, folder: Path) -> None:
 
 def comparable(config: Any) -> dict[str, Any]:
     """What makes two runs the same: the configuration without where they write and what they resume."""
-    return json.loads(json.dumps({key: value for key, value in config.items() if key not in ("output_dir", "ckpt")}))
+    left_out = ("output_dir", "ckpt", "other_data")
+    return json.loads(json.dumps({key: value for key, value in config.items() if key not in left_out}))
 
 
-def trim(path: Path, step: int) -> None:
-    """Keep the rows of a metrics.csv up to a step; those behind it will be written again."""
+def rows(path: Path) -> int:
+    """How many rows a metrics.csv has."""
+    if not path.exists():
+        return 0
+    with path.open(newline="") as file:
+        return sum(1 for _ in csv.DictReader(file))
+
+
+def trim(path: Path, rows: int) -> None:
+    """Keep the first rows of a metrics.csv; those behind them will be written again."""
     if not path.exists():
         return
     whole_lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
     reader = csv.DictReader(whole_lines)
-    kept = [row for row in reader if int(row["step"]) <= step]
+    kept = list(reader)[:rows]
     names = reader.fieldnames or []
     with written(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, names)
@@ -118,13 +170,52 @@ def trim(path: Path, step: int) -> None:
         writer.writerows(kept)
 
 
-class KeepRuns(Callback):
-    """Ends Hydra before it writes a new configuration over that of a run."""
+def describe(folder: Path, cfg: DictConfig) -> None:
+    """Write the configuration into `.hydra`; Hydra itself would do so before anything is checked."""
+    if not HydraConfig.initialized():
+        return
+    hydra = HydraConfig.instance().cfg
+    for name, node in (("config", cfg), ("hydra", hydra), ("overrides", HydraConfig.get().overrides.task)):
+        with written(folder / ".hydra" / f"{name}.yaml") as temporary:
+            temporary.write_text(OmegaConf.to_yaml(node), encoding="utf-8")
+
+
+class Folders(Callback):
+    """Gives each run and each sweep a folder of its own, and names those of a sweep's jobs."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Check the folder of the run."""
+        """Choose the folder of a run."""
         HydraConfig.instance().set_config(config)  # which the name of the folder is made of
+        _number(config.hydra.run)
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Choose the folder of a sweep, and let those of its jobs be named after what differs between them."""
+        HydraConfig.instance().set_config(config)
+        _number(config.hydra.sweep)
         try:
-            check_free(Path(config.hydra.run.dir), config.ckpt)
+            _keep_sweep(config)
         except ValueError as error:
             sys.exit(f"error: {error}")  # Hydra makes warnings of other exceptions
+        parsed = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+        same = [quoted(each.key_or_group) for each in parsed if not each.is_sweep_override()]
+        with read_write(config.hydra):
+            config.hydra.overrides.hydra += [  # which each job's configuration is made of
+                f"hydra.sweep.dir={quoted(config.hydra.sweep.dir)}",
+                f"hydra.job.config.override_dirname.exclude_keys=[{','.join(same)}]",
+            ]
+
+
+def _number(node: DictConfig) -> None:
+    """Number a folder that is named after the time, if another run has started in the same second."""
+    if "${now:" in OmegaConf.to_yaml(OmegaConf.masked_copy(node, "dir")):
+        with read_write(node):
+            node.dir = str(new_folder(Path(node.dir)))
+
+
+def _keep_sweep(config: DictConfig) -> None:
+    """Set aside the description of another sweep in the same folder, which Hydra would write over."""
+    folder = Path(config.hydra.sweep.dir)
+    check_links(folder)
+    path = folder / "multirun.yaml"
+    if path.exists() and OmegaConf.select(OmegaConf.load(path), "hydra.overrides.task") != config.hydra.overrides.task:
+        path.rename(next(free for i in count(1) if not (free := folder / f"multirun_{i}.yaml").exists()))

@@ -1,11 +1,11 @@
 """Samples of a checkpoint, and what else can be done by sampling."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ddpm import cli
+from ddpm.command import shown
 from ddpm.subject import Subject, subject
 from ddpm.tasks import encode, grid, interpolate, inverse, progressive, slerp
 
@@ -44,5 +44,5 @@ def sample(cfg: Any) -> Path:
     if of.leads or cfg.task in SHARED:
         run(folder)
     if of.leads:
-        print(f"written: {', '.join(sorted(path.name for path in folder.iterdir()))} in {os.path.relpath(folder)}")
+        print(f"written: {', '.join(sorted(path.name for path in folder.iterdir()))} in {shown(folder)}")
     return folder

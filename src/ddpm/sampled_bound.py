@@ -20,6 +20,7 @@ from torch import Tensor
 from ddpm.diffusion import Diffusion
 from ddpm.elbo import CodeLength, prior, squared_error, term
 from ddpm.gaussian import bits_per_dim
+from ddpm.prediction import Clip
 from ddpm.tables import same
 
 UNIFORM_SHARE = 0.01
@@ -95,7 +96,7 @@ def pilot(
     diffusion: Diffusion,
     x_0: Tensor,
     noise: Callable[[int], Tensor],
-    clip: bool = False,
+    clip: Clip = False,
     knots: int = 64,
     on_step: Callable[[], None] = lambda: None,
 ) -> Tensor:
@@ -105,7 +106,7 @@ def pilot(
         diffusion: the model, in evaluation mode.
         x_0: grey levels in [-1, 1], shape (B, C, H, W).
         noise: time -> the standard normal of x_t, shape (B, C, H, W).
-        clip: clip x^_0 to [-1, 1].
+        clip: clip x^_0 to [-1, 1] (see `Prediction`).
         knots: number of times, at most; they are denser where t is small.
         on_step: called after each evaluation.
     """
@@ -181,7 +182,7 @@ def sampled_bound(
     noise: Callable[[Tensor], Tensor],
     proposal: Proposal,
     uniform: Tensor,
-    clip: bool = False,
+    clip: Clip = False,
     on_step: Callable[[], None] = lambda: None,
 ) -> SampledBound:
     """The bound from the times of a proposal, with one x_t ~ q(x_t | x_0) for each image and time.
@@ -192,7 +193,7 @@ def sampled_bound(
         noise: times, shape (B,) -> the standard normal of each image's x_t, shape (B, C, H, W).
         proposal: the times to evaluate.
         uniform: which of them, in [0, 1), shape (B, proposal.drawn).
-        clip: clip x^_0 to [-1, 1].
+        clip: clip x^_0 to [-1, 1] (see `Prediction`).
         on_step: called after each evaluation.
     """
     times = proposal.times(uniform)

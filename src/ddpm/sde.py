@@ -20,15 +20,20 @@ class VPSDE:
 
     Args:
         process: the chain.
+    Raises:
+        ValueError: beta_T = 1, which no SDE reaches.
     """
 
     def __init__(self, process: Process) -> None:
+        if process.zero_terminal_snr:
+            raise ValueError("no SDE has a terminal SNR of zero (beta_T = 1): its beta would be infinite")
         self.T = process.T
-        self.log_alpha_bar = process.alpha_bar.log()
+        self.ends = torch.arange(self.T + 1, dtype=torch.float64, device=process.times.device) / self.T
+        self.log_alpha_bar = process.log_alpha_bar
 
     def beta(self, s: Tensor) -> Tensor:
-        """beta(s), float64, the shape of s, s in (0, 1]; constant on each step of the chain."""
-        i = (s.double() * self.T).ceil().long().clamp(1, self.T)
+        """beta(s), float64, the shape of s, s in (0, 1]; constant on each step of the chain, its end i / T included."""
+        i = torch.searchsorted(self.ends.to(s.dtype), s).clamp(1, self.T)
         return self.T * (self.log_alpha_bar[i - 1] - self.log_alpha_bar[i])
 
     def drift(self, x: Tensor, s: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Which times t_1 < ... < t_S = T a chain of S steps visits: float64 or integers, shape (S,)."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -27,14 +28,14 @@ def trailing(process: Process, steps: int) -> Tensor:
 
 
 def log_snr(process: Process, steps: int) -> Tensor:
-    """log-SNR evenly over that of 1..T, between the integers too (Lu et al. 2022)."""
-    first, last = process.log_snr(torch.tensor([1, process.T])).tolist()
+    """log-SNR evenly over that of 1..T, between the integers too (Lu et al. 2022); one of -infinity is left out."""
+    first, last = _log_snr_ends(process)
     return _real(process, steps, lambda part: process.time(first + part * (last - first)))
 
 
 def karras(process: Process, steps: int) -> Tensor:
-    """(sigma / sqrt(alpha_bar))^(1/7) evenly over that of 1..T, also between integers (Karras et al. 2022, Eq. 5)."""
-    first, last = (-0.5 / RHO * process.log_snr(torch.tensor([1, process.T]))).exp().tolist()
+    """(sigma / sqrt(alpha_bar))^(1/7) evenly over that of 1..T, as `log_snr` (Karras et al. 2022, Eq. 5)."""
+    first, last = (math.exp(-0.5 / RHO * end) for end in _log_snr_ends(process))
     return _real(process, steps, lambda part: process.time(-2 * RHO * (first + part * (last - first)).log()))
 
 
@@ -51,11 +52,17 @@ def _from_one(process: Process, steps: int) -> Tensor:
     return torch.linspace(1, process.T, steps, dtype=torch.float64)
 
 
+def _log_snr_ends(process: Process) -> tuple[float, float]:
+    """The log-SNR at time 1 and at the last time at which it is finite."""
+    return float(process.lambda_t[1]), float(process.lambda_t[process.T - process.zero_terminal_snr])
+
+
 def _real(process: Process, steps: int, time: Callable[[Tensor], Tensor]) -> Tensor:
-    """time(part) for parts evenly over [0, 1], the ends exactly 1 and T."""
+    """time(part) for parts evenly over [0, 1], the ends exactly 1 and T; T has no part in it if its SNR is zero."""
     times = _from_one(process, steps)
     if steps > 2:
-        times[1:-1] = time(torch.linspace(0, 1, steps, dtype=torch.float64)[1:-1]).cpu()
+        part = torch.linspace(0, 1, steps - process.zero_terminal_snr, dtype=torch.float64)
+        times[1:-1] = time(part[1 : steps - 1]).cpu()
     return times
 
 

@@ -1,7 +1,7 @@
 """What evaluate.py and sample.py are about: a checkpoint, its data, and the options."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from ddpm import build, checkpoint, processes, speed
-from ddpm.data.images import Images
+from ddpm.data.images import Images, fingerprint, not_compared, same
+from ddpm.data.names import numbered
 from ddpm.data.scaling import as_uint8, to_pixels, to_unit
 from ddpm.data.source import Source, check_split
 from ddpm.diffusion import Diffusion
@@ -31,6 +32,8 @@ class Subject:
         seed: of the noise.
         step: optimizer steps that the model was trained for.
         share: of this process.
+        of_training: split -> whether its images are those of the training run, None if that cannot be told; of the
+            splits that were loaded, on the process that leads.
     """
 
     cfg: Any
@@ -39,6 +42,7 @@ class Subject:
     seed: int
     step: int
     share: Share
+    of_training: dict[str, bool | None] = field(default_factory=dict)
 
     @property
     def leads(self) -> bool:
@@ -68,7 +72,7 @@ class Subject:
     @cached_property
     def sampler(self) -> Sampler:
         """What the configuration describes, for the model's chain."""
-        return build.sampler(self.sampler_config, self.model.T)
+        return build.sampler(self.sampler_config, self.model.process)
 
     @cached_property
     def sampled(self) -> Diffusion:
@@ -91,16 +95,22 @@ class Subject:
     @property
     def labels(self) -> Tensor:
         """The classes to sample, in turn: those that are asked for, or all, int64, shape (L,)."""
-        asked, known = self.cfg.labels, self.model.classes
+        asked, known, names = self.cfg.labels, self.model.classes, self.config["image"].get("class_names", [])
         if asked is not None and not known:
             raise ValueError(
                 f"labels={list(asked)} need a conditional model, and that of {self.cfg.ckpt} is unconditional; train "
                 f"one with conditioning=class"
             )
-        wrong = [label for label in asked or [] if not 0 <= label < known]
-        if wrong or asked == []:
-            raise ValueError(f"labels must be of 0..{known - 1}, the classes of the model, got {wrong or 'none'}")
-        return torch.arange(known or 1) if asked is None else torch.tensor(list(asked))
+        if asked is None:
+            return torch.arange(known or 1)
+        found = [names.index(label) if label in names else label for label in asked]
+        wrong = [label for label in found if type(label) is not int or not 0 <= label < known]
+        if wrong or not found:
+            called = numbered(names) if names else "its checkpoint keeps no names"
+            raise ValueError(
+                f"labels must be of 0..{known - 1}, the classes of the model ({called}), got {wrong or 'none'}"
+            )
+        return torch.tensor(found)
 
     def classes(self, labels: Tensor) -> Classes:
         """Samples of the classes `labels`, in turn, with the guidance that is asked for."""
@@ -124,22 +134,32 @@ class Subject:
                 f"the data are {source.shape} with {source.levels} grey levels, but the checkpoint's model is of "
                 f"{self.shape} with {self.model.levels}; evaluate it on data like those it was trained on"
             )
-        if self.model.classes and len(source.classes) != self.model.classes:
-            raise ValueError(
-                f"the data have {len(source.classes)} classes, but the checkpoint's model was trained with "
-                f"{self.model.classes}; evaluate it on data like those it was trained on"
-            )
+        build.check_classes(source, self.config["image"])
+        if self.leads:
+            for note in source.notes:
+                print(f"data: {note}")
         return source
 
     @cached_property
     def train(self) -> Images:
         """The training images."""
-        return self.source.load("train")
+        return self._loaded("train")
 
     @cached_property
     def test(self) -> Images:
         """The test images."""
-        return self.source.load("test")
+        return self._loaded("test")
+
+    def _loaded(self, split: str) -> Images:
+        images = self.source.load(split)
+        if self.leads:
+            kept = self.config["image"].get("digest", {}).get(split)
+            self.of_training[split] = alike = same(kept, fingerprint(images))
+            if alike is None:
+                print(f"data: {not_compared(split)}")
+            else:
+                print(f"data: the {split} images are {'' if alike else 'NOT '}those of the training run")
+        return images
 
     @property
     def split(self) -> Images:

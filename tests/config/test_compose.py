@@ -14,6 +14,7 @@ from ddpm import build
 from ddpm.config import plain
 from ddpm.data.digits import Digits
 from ddpm.data.source import Source
+from ddpm.lit import loggers
 from ddpm.lit.callbacks.periodic import Periodic
 from ddpm.lit.experiment import _trainer, experiment
 from ddpm.loss.base import Loss
@@ -122,8 +123,9 @@ def test_every_logger_builds(composed, name):
 
 @pytest.fixture
 def no_key(monkeypatch, tmp_path):
-    """A user of W&B who has not logged in."""
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
+    """A user of W&B who has not logged in, where its server answers."""
+    monkeypatch.setattr(loggers, "_answers", lambda host: True)
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DISABLED", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -208,7 +210,7 @@ def test_the_experiments_of_ho_et_al_2020_carry_the_numbers_of_the_paper(compose
     assert (cfg.schedule.T, cfg.schedule.beta_1, cfg.schedule.beta_T) == (1000, 1e-4, 0.02)
     assert (cfg.ema.decay, cfg.ema.warm_up, cfg.warmup_steps) == (0.9999, False, 5000)
     assert (cfg.trainer.gradient_clip_val, cfg.sampler.steps, cfg.callbacks.fid.n_samples) == (1.0, None, 50_000)
-    assert cfg.callbacks.fid.features == "inception"
+    assert (cfg.callbacks.fid.features, cfg.callbacks.bits_per_dim.clip) == ("inception", True)
     assert [build.option(build.instance(g, cfg[g])) for g in ("schedule", "parameterization", "loss")] == [
         "linear",
         "eps",

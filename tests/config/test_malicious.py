@@ -2,12 +2,12 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import waiting
 
 ROOT = Path(__file__).parents[2]
 
@@ -126,9 +126,7 @@ def test_entries_of_the_wrong_kind_are_one_line(trained, message, tmp_path, path
 def test_as_typed_an_attack_is_one_line_and_a_failure(attack, tmp_path):
     ckpt, ran = attack("nested")
     typed = [sys.executable, str(ROOT / "evaluate.py"), f"ckpt={ckpt}"]
-    done = subprocess.run(
-        typed, capture_output=True, text=True, timeout=100, env=os.environ | {"HYDRA_FULL_ERROR": "0"}
-    )
+    done = waiting.run(typed, env=os.environ | {"HYDRA_FULL_ERROR": "0"})
     assert done.returncode == 1
     assert done.stderr.startswith("error: the checkpoint names network.dropout._target_ = 'os.mkdir'")
     assert len(done.stderr.splitlines()) == 1

@@ -1,7 +1,10 @@
 """Images as integers and real numbers, their sources, and the order in which training sees them."""
 
 import gzip
+import os
 import pickle
+import struct
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,20 +13,23 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from ddpm.data import fashion_mnist
 from ddpm.data.batches import EvalSampler, TrainBatches
 from ddpm.data.cifar10 import CIFAR10
 from ddpm.data.cifar100 import CIFAR100
 from ddpm.data.datamodule import Batch, DataModule
+from ddpm.data.decode import Decode
 from ddpm.data.digits import Digits
 from ddpm.data.fashion_mnist import FashionMNIST
 from ddpm.data.image_folder import ImageFolder
 from ddpm.data.images import InMemory, OnDisk
 from ddpm.data.mnist import MNIST
+from ddpm.data.names import numbered
 from ddpm.data.scaling import as_uint8, to_pixels, to_unit
 from ddpm.data.source import Source
+from ddpm.operator.inpaint import Inpaint
 
 # ---------------------------------------------------------------- integers <-> [-1, 1]
 
@@ -139,9 +145,9 @@ def test_fashion_mnist_is_read_from_debians_folder(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def _write_idx(path, array):
+def _idx(array):
     sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
-    path.write_bytes(b"\0\0\x08" + bytes([array.ndim]) + sizes + array.tobytes())
+    return b"\0\0\x08" + bytes([array.ndim]) + sizes + array.tobytes()
 
 
 @pytest.mark.parametrize("source_class", [MNIST, FashionMNIST])
@@ -150,8 +156,8 @@ def test_root_comes_first_in_torchvisions_own_layout(source_class, tmp_path):
     raw.mkdir(parents=True)
     pixels = np.arange(3 * 28 * 28).astype(np.uint8).reshape(3, 28, 28)
     for prefix in ("train", "t10k"):
-        _write_idx(raw / f"{prefix}-images-idx3-ubyte", pixels)
-        _write_idx(raw / f"{prefix}-labels-idx1-ubyte", np.array([4, 0, 9], np.uint8))
+        (raw / f"{prefix}-images-idx3-ubyte").write_bytes(_idx(pixels))
+        (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(_idx(np.array([4, 0, 9], np.uint8)))
     images = source_class(str(tmp_path)).load("train")
     assert images.labels.tolist() == [4, 0, 9]
     assert np.array_equal(images.pixels([0, 1, 2]).squeeze(1).numpy(), pixels)
@@ -161,8 +167,7 @@ def test_debians_files_are_read_as_written(tmp_path, monkeypatch):
     monkeypatch.setattr(fashion_mnist, "DEBIAN", tmp_path)
     pixels = np.arange(2 * 28 * 28).astype(np.uint8).reshape(2, 28, 28)
     for name, array in (("images-idx3", pixels), ("labels-idx1", np.array([7, 2], np.uint8))):
-        _write_idx(tmp_path / "idx", array)
-        (tmp_path / f"t10k-{name}-ubyte.gz").write_bytes(gzip.compress((tmp_path / "idx").read_bytes()))
+        (tmp_path / f"t10k-{name}-ubyte.gz").write_bytes(gzip.compress(_idx(array)))
     images = FashionMNIST(str(tmp_path / "none")).load("test")
     assert images.labels.tolist() == [7, 2]
     assert np.array_equal(images.pixels([0, 1]).squeeze(1).numpy(), pixels)
@@ -214,6 +219,88 @@ def test_missing_data_is_one_line_that_lists_the_ways_to_provide_it(source_class
     assert capfd.readouterr() == ("", "")
 
 
+def _mnist(root, name, damaged, content, suffix=""):
+    """Three images in torchvision's layout, one of the files with other content."""
+    raw = root / name / "raw"
+    raw.mkdir(parents=True)
+    for prefix in ("train", "t10k"):
+        for kind, array in (
+            ("images-idx3", np.zeros((3, 28, 28), np.uint8)),
+            ("labels-idx1", np.arange(3, dtype="u1")),
+        ):
+            file = f"{prefix}-{kind}-ubyte"
+            whole = gzip.compress(_idx(array)) if suffix else _idx(array)
+            (raw / f"{file}{suffix}").write_bytes(content if file == damaged else whole)
+    return raw / f"{damaged}{suffix}"
+
+
+@pytest.mark.parametrize("source_class", [MNIST, FashionMNIST])
+def test_gzipped_files_in_root_are_read(source_class, tmp_path):
+    _mnist(tmp_path, source_class.__name__, None, b"", ".gz")
+    assert source_class(str(tmp_path)).load("train").labels.tolist() == [0, 1, 2]
+
+
+HTML = b"<!DOCTYPE html><title>404</title>"
+CUT = gzip.compress(bytes(1000))[:-9]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "suffix", "why"),
+    [
+        ("t10k-images-idx3-ubyte", b"", "", "it is empty"),
+        ("t10k-images-idx3-ubyte", HTML, "", "it is no IDX file of bytes"),
+        ("t10k-images-idx3-ubyte", _idx(np.zeros((3, 28, 28), "u1"))[:-1], "", "it holds 2351 bytes of 3 x 28 x 28"),
+        ("t10k-images-idx3-ubyte", b"\0\0\x08\x03\0", "", "it holds 0 bytes"),
+        ("t10k-images-idx3-ubyte", _idx(np.zeros((3, 8, 8), "u1")), "", r"its images are \(8, 8\), not \(28, 28\)"),
+        ("t10k-labels-idx1-ubyte", _idx(np.array([0, 10, 2], "u1")), "", "it holds label 10, beyond the 10 classes"),
+        ("t10k-labels-idx1-ubyte", _idx(np.array([0, 1], "u1")), "", r"its labels are \(2,\), for 3 images"),
+        ("t10k-images-idx3-ubyte", b"", ".gz", "it is empty"),
+        ("t10k-images-idx3-ubyte", HTML, ".gz", "Not a gzipped file"),
+        ("t10k-labels-idx1-ubyte", CUT, ".gz", "Compressed file ended"),
+    ],
+)
+@pytest.mark.parametrize("source_class", [MNIST, FashionMNIST])
+def test_a_damaged_file_of_mnist_is_named_with_the_reason_and_the_remedy(
+    source_class, file, content, suffix, why, tmp_path
+):
+    path = _mnist(tmp_path, source_class.__name__, file, content, suffix)
+    for fail in (lambda source: [source.prepare(), source.load("test")], lambda source: source.load("test")):
+        with pytest.raises(ValueError, match=f"^{path} is damaged \\({why}.*\\); remove it, and .* under ") as caught:
+            fail(source_class(str(tmp_path)))
+        assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_file_of_debians_asks_for_its_package_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(fashion_mnist, "DEBIAN", tmp_path)
+    for kind in ("images-idx3", "labels-idx1"):
+        (tmp_path / f"t10k-{kind}-ubyte.gz").write_bytes(CUT)
+    with pytest.raises(ValueError, match=r"is damaged \(.*\); apt-get install --reinstall dataset-fashion-mnist"):
+        FashionMNIST(str(tmp_path / "none")).load("test")
+
+
+@pytest.mark.parametrize("source_class", [CIFAR10, CIFAR100])
+def test_a_damaged_file_of_cifar_is_named_with_the_remedy(source_class, tmp_path, monkeypatch):
+    def no_network(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    folder = tmp_path / source_class.dataset.base_folder
+    folder.mkdir()
+    path = folder / source_class.dataset.test_list[0][0]
+    path.write_bytes(HTML)
+    for fail in (lambda source: source.prepare(), lambda source: source.load("train")):
+        with pytest.raises(ValueError, match=f"^{path} is damaged .*; remove it, and put .* under {tmp_path}"):
+            fail(source_class(str(tmp_path)))
+
+
+def test_many_classes_are_numbered_in_one_line():
+    assert numbered(MNIST.classes) == "0..9"
+    assert numbered(CIFAR10.classes).startswith("0 airplane, 1 automobile, ")
+    assert numbered(CIFAR100.classes).startswith("0 apple, ")
+    assert numbered(CIFAR100.classes).endswith(", 9 bottle, ..., 99 worm")
+    assert numbered(["a\x1b[2J"]) == "0 a\\x1b[2J"
+
+
 # ---------------------------------------------------------------- folders of images
 
 
@@ -261,6 +348,113 @@ def test_sixteen_bit_grey_is_scaled_by_257_with_rounding(tmp_path):
     _save(tmp_path / "image.png", levels)
     expected = np.round(levels / 257).astype(np.uint8)
     assert np.array_equal(_load_one(tmp_path / "image.png", 1)[0].numpy(), expected)
+
+
+def _tiff(path, data, bits, photometric=1, sample_format=1):
+    """A grey TIFF of 4 x 4 pixels in one strip."""
+    values = dict.fromkeys((256, 257, 278), 4) | {258: bits, 259: 1, 262: photometric, 277: 1, 279: len(data)}
+    values[339] = sample_format
+    values[273] = 8 + 2 + 12 * (len(values) + 1) + 4  # where the strip begins
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(values.items()))
+    path.write_bytes(b"II*\0" + struct.pack("<IH", 8, len(values)) + entries + bytes(4) + data)
+
+
+def _png(path, levels):
+    """A PNG of 16-bit colours, which PIL does not write; levels of shape (H, W, 3)."""
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", levels.shape[1], levels.shape[0], 16, 2, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in levels)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+
+
+@pytest.mark.parametrize(("photometric", "expected"), [(1, [0, 100, 200, 255]), (0, [255, 155, 55, 0])])
+def test_sixteen_bit_tiffs_are_turned_around_where_zero_is_white(photometric, expected, tmp_path):
+    levels = np.tile(np.array([0, 100 * 257, 200 * 257, 65535], "<u2"), (4, 1))
+    _tiff(tmp_path / "image.tif", levels.tobytes(), 16, photometric)
+    assert _load_one(tmp_path / "image.tif", 1)[0].tolist() == [expected] * 4
+
+
+def test_white_of_a_twelve_bit_tiff_is_4095(tmp_path):
+    row = bytes.fromhex("000fff800001")  # 0, 4095, 2048, 1: two levels in three bytes
+    _tiff(tmp_path / "image.tif", row * 4, 12)
+    assert _load_one(tmp_path / "image.tif", 1)[0].tolist() == [[0, 255, 128, 0]] * 4
+
+
+def test_sixteen_bit_colours_are_those_of_eight(tmp_path):
+    levels = np.random.RandomState(0).randint(256, size=(4, 4, 3))
+    _png(tmp_path / "image.png", levels * 257)
+    assert np.array_equal(_load_one(tmp_path / "image.png", 3).permute(1, 2, 0).numpy(), levels)
+
+
+TWELVE_BITS = np.arange(16).reshape(4, 4) * 273
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "why"),
+    [
+        ("12.png", lambda path: _save(path, TWELVE_BITS.astype(np.uint16)), "16 bits but all fit in 12"),
+        ("12.tif", lambda path: _tiff(path, TWELVE_BITS.astype("<u2").tobytes(), 16), "16 bits but all fit in 12"),
+        ("12rgb.png", lambda path: _png(path, np.stack([TWELVE_BITS] * 3, 2)), "16 bits but all fit in 12"),
+        ("int32.tif", lambda path: _tiff(path, TWELVE_BITS.astype("<i4").tobytes(), 32, 1, 2), "32-bit integers"),
+        ("uint32.tif", lambda path: _tiff(path, TWELVE_BITS.astype("<u4").tobytes(), 32), "32-bit integers"),
+        ("int16.tif", lambda path: _tiff(path, TWELVE_BITS.astype("<i2").tobytes(), 16, 1, 2), "16-bit integers"),
+        ("int8.tif", lambda path: _tiff(path, bytes(range(120, 136)), 8, 1, 2), "8-bit integers"),
+        ("real.tif", lambda path: _save(path, TWELVE_BITS.astype(np.float32)), "real numbers of unknown range"),
+    ],
+)
+def test_an_image_whose_white_is_not_known_is_refused_by_name_and_reason(name, write, why, tmp_path):
+    write(tmp_path / name)
+    with pytest.raises(ValueError, match=rf"^cannot read \S+{name} \(its .*{why}.*\); replace it"):
+        _load_one(tmp_path / name, 1)
+
+
+def test_a_black_image_of_sixteen_bits_is_black(tmp_path):
+    _save(tmp_path / "image.png", np.zeros((4, 4), np.uint16))
+    assert not _load_one(tmp_path / "image.png", 1).any()
+
+
+@pytest.mark.parametrize("name", ["cat.png", "cat.jpg"])
+@pytest.mark.parametrize(
+    "reads",
+    [
+        lambda path: _load_one(path, 3),
+        lambda path: Decode(4, 3).check(path),
+        lambda path: Inpaint(str(path)).check((3, 4, 4)),
+    ],
+)
+def test_no_program_is_run_for_a_file_that_only_its_name_makes_an_image(reads, name, tmp_path, monkeypatch):
+    run = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args: run.append(args) or Image.new("RGB", (4, 4)))
+    (tmp_path / name).write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\nshowpage\n%%EOF\n")
+    with pytest.raises(ValueError, match=rf"^cannot read \S+{name} \(it is not a whole image of PNG, JPEG, .*\); "):
+        reads(tmp_path / name)
+    assert not run
+
+
+def test_a_mask_is_read_by_the_rule_of_images(tmp_path):
+    levels = np.zeros((4, 4), np.uint16)
+    levels[:, 2:], levels[0, 0] = 65535, 0x00FF  # PIL's own conversion to 8 bits calls 255 of 65535 white
+    _save(tmp_path / "mask.png", levels)
+    assert Inpaint(str(tmp_path / "mask.png")).known(4, 4).tolist() == [[0, 0, 1, 1]] * 4
+
+
+def test_names_that_are_no_utf_8_are_read_and_shown(tmp_path):
+    odd = Path(os.fsdecode(b"caf\xe9"))
+    _grey_folder(tmp_path, folders=("bar", odd))
+    for memory_gb in (8, 0):
+        source = ImageFolder(str(tmp_path), 8, channels=1, memory_gb=memory_gb)
+        images = source.load("train")
+        assert images.labels.tolist() == [level % 2 for level in _levels(images)]
+        assert len(images.digest()) == 64
+    assert source.classes == ("bar", "caf\\udce9")
+    (tmp_path / odd / "\x1b[2Jbroken\n.png").write_text("not an image")
+    with pytest.raises(ValueError, match=r"cannot read \S+/caf\\udce9/\\x1b\[2Jbroken\\n\.png \(") as caught:
+        [ImageFolder(str(tmp_path), 8).load(split) for split in ("train", "test")]
+    assert str(caught.value).isprintable()
 
 
 def test_palette_images_have_the_colours_of_their_palette(tmp_path):
@@ -389,6 +583,105 @@ def test_images_directly_in_root_leave_no_classes(tmp_path):
     source = ImageFolder(str(tmp_path), 8)
     assert source.classes == ()
     assert not source.load("train").labels.any()
+
+
+def test_linked_folders_and_files_are_read_and_loops_end(tmp_path):
+    root, far = tmp_path / "root", tmp_path / "far"
+    _grey_folder(root / "cat", n=20)
+    _grey_folder(far / "deep", n=20)
+    (root / "dog").symlink_to(far)
+    (root / "cat" / "link.png").symlink_to(far / "deep" / "000.png")
+    (far / "up").symlink_to(root)  # by way of dog
+    (root / "cat" / "itself").symlink_to(root / "cat" / "itself")
+    (root / "cat" / "again").symlink_to(root / "cat")
+    source = ImageFolder(str(root), 8, channels=1, test_fraction=0.4)
+    assert source.classes == ("cat", "dog")
+    train, test = source.load("train"), source.load("test")
+    assert sorted(_levels(train) + _levels(test)) == sorted([0, *range(20), *range(20)])
+    assert sorted(torch.cat([train.labels, test.labels]).tolist()) == [0] * 21 + [1] * 20
+    (note,) = source.notes
+    assert "2 links to folders that are read already (such as cat/again)" in note
+    assert "cat/itself" in note
+
+
+def test_a_folder_keeps_its_own_name_where_a_link_leads_to_it_too(tmp_path):
+    _grey_folder(tmp_path / "z", n=30)
+    (tmp_path / "a").symlink_to(tmp_path / "z")
+    assert ImageFolder(str(tmp_path), 8).classes == ("z",)
+
+
+def test_what_is_left_out_is_counted_in_one_line(tmp_path):
+    _grey_folder(tmp_path, n=80, folders=("cat", "dog"))
+    assert ImageFolder(str(tmp_path), 8, test_fraction=0.3).notes == ()
+    for name in ("a.jfif", "b.JFIF", "c.avif", "d.npy", ".hidden.png", "notes", "e\x1b.zip", "f.zip", "g.7z", "h.rar"):
+        (tmp_path / "cat" / name).write_text("")
+    (tmp_path / "cat" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    os.mkfifo(tmp_path / "cat" / "pipe.png")
+    source = ImageFolder(str(tmp_path), 8, test_fraction=0.3)
+    assert len(source.load("train")) + len(source.load("test")) == 80
+    (note,) = source.notes
+    assert note.startswith("left out: 2 .jfif (such as cat/a.jfif), 2 .zip (such as cat/e\\x1b.zip), 1 .7z (such as ")
+    assert note.endswith(", 4 others")
+    for name in ("a.jfif", "b.JFIF", "e\x1b.zip", "f.zip", "g.7z", "h.rar", "notes"):
+        (tmp_path / "cat" / name).unlink()
+    assert ImageFolder(str(tmp_path), 8, test_fraction=0.3).notes == (
+        "left out: 1 .avif (such as cat/c.avif), 1 .npy (such as cat/d.npy), 1 broken links (such as cat/gone.png), "
+        "1 hidden (such as cat/.hidden.png), 1 no regular files (such as cat/pipe.png)",
+    )
+
+
+def test_a_folder_that_cannot_be_listed_is_counted(tmp_path, monkeypatch):
+    _grey_folder(tmp_path, n=80, folders=("cat", "dog"))
+    listed = os.scandir
+
+    def closed(path):
+        if Path(path).name == "dog":
+            raise PermissionError(13, "Permission denied")
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    assert ImageFolder(str(tmp_path), 8, test_fraction=0.3).notes == (
+        "left out: 1 folders that cannot be read (such as dog)",
+    )
+
+
+def test_a_folder_without_images_says_what_is_there(tmp_path):
+    (tmp_path / "a.jfif").write_text("")
+    with pytest.raises(ValueError, match=r"there are no images in .*; what is there: 1 \.jfif \(such as a\.jfif\)$"):
+        ImageFolder(str(tmp_path), 8).load("train")
+
+
+@pytest.mark.parametrize("train", ["train", "Train", "TRAIN"])
+@pytest.mark.parametrize("test", ["test", "val", "Val", "valid", "Validation"])
+def test_train_and_val_or_test_are_a_split_in_any_case_and_said(train, test, tmp_path):
+    _grey_folder(tmp_path, n=10, folders=(f"{train}/cat", f"{test}/cat"))
+    source = ImageFolder(str(tmp_path), 8, channels=1)
+    assert _levels(source.load("train")) == [0, 2, 4, 6, 8]
+    assert _levels(source.load("test")) == [1, 3, 5, 7, 9]
+    assert source.classes == ("cat",)
+    assert source.notes == (f"{train}/ is the training split, {test}/ the test split",)
+
+
+def test_test_comes_before_val_and_what_lies_beside_the_splits_is_said(tmp_path):
+    _grey_folder(tmp_path, n=9, folders=("train", "test", "val"))
+    source = ImageFolder(str(tmp_path), 8, channels=1)
+    assert _levels(source.load("test")) == [1, 4, 7]
+    assert source.notes[1] == "left out: 1 beside the splits (such as val)"
+
+
+def test_numbers_in_the_names_of_classes_sort_as_numbers(tmp_path):
+    names = ("class10", "class2", "class1", "b", "class02", "10", "9")
+    _grey_folder(tmp_path, n=70, folders=names)
+    source = ImageFolder(str(tmp_path), 8, channels=1)
+    assert source.classes == ("9", "10", "b", "class1", "class02", "class2", "class10")
+    images = source.load("train")
+    assert [names[level % 7] for level in _levels(images)] == [source.classes[label] for label in images.labels]
+
+
+def test_an_image_beside_the_folders_that_leaves_no_classes_is_said(tmp_path):
+    _grey_folder(tmp_path, folders=("", "dog"))
+    (note,) = ImageFolder(str(tmp_path), 8).notes
+    assert note == "there are no classes, because of 20 images beside the folders (such as 000.png)"
 
 
 def test_on_disk_and_in_memory_hold_the_same_images(tmp_path):
@@ -563,6 +856,43 @@ def test_workers_change_nothing():
     for a, b in zip(alone, helped, strict=True):
         assert isinstance(b, Batch)
         assert all(map(torch.equal, a, b))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_file_that_breaks_later_is_named_in_one_line_whoever_reads_it(num_workers, tmp_path):
+    _grey_folder(tmp_path)
+    module = DataModule(ImageFolder(str(tmp_path), 8, memory_gb=0), 4, num_workers=num_workers)
+    module.setup()
+    for path in tmp_path.glob("*.png"):
+        path.write_text("not an image")
+    with pytest.raises(ValueError, match=r"^cannot read \S+\.png \(.*\); replace it") as caught:
+        list(module.train_dataloader())
+    assert "\n" not in str(caught.value)
+
+
+def test_workers_need_no_shared_memory(monkeypatch):
+    here, share, shared = os.getpid(), torch.UntypedStorage._share_fd_cpu_, []
+
+    def recorded(self, *args, **options):
+        if os.getpid() != here:
+            os._exit(1)  # which the loader notices, unlike memory that is full
+        shared.append(self)
+        return share(self, *args, **options)
+
+    monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", recorded)
+    module = DataModule(Numbered(), 3, num_workers=1)
+    assert len(list(module.train_dataloader())) == 3
+    assert len(list(module.val_dataloader())) == 4
+    assert not shared
+
+
+def test_workers_that_cannot_be_started_say_what_to_choose(monkeypatch):
+    def full(loader):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", full)
+    with pytest.raises(ValueError, match=r"num_workers=1 processes .* \(No space left on device; .*; choose fewer"):
+        next(iter(DataModule(Numbered(), 3, num_workers=1).val_dataloader()))
 
 
 @pytest.mark.parametrize("name", ["batch_size", "eval_batch_size", "seed", "num_workers"])

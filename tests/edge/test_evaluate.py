@@ -156,6 +156,22 @@ def test_options_change_what_they_say_and_are_stated(run_entry, evaluated, tmp_p
     assert batch["nll"]["bits_per_dim"] == pytest.approx(base, rel=1e-6)
 
 
+def test_the_bound_is_clipped_as_in_the_training_run_unless_it_is_said_otherwise(train, compose, tmp_path):
+    train(tmp_path, "+callbacks.bits_per_dim.clip=true", "trainer.max_steps=1")
+
+    def nll(*options):
+        asked = ("metrics=[nll]", "nll.n_images=4", "nll.estimator=full", *options)
+        return evaluate(compose("evaluate", f"ckpt='{tmp_path}/last.ckpt'", *asked))["nll"]
+
+    default, clipped, free = nll(), nll("nll.clip=true"), nll("nll.clip=false")
+    assert default == clipped
+    assert (clipped["x_0_clipped"], free["x_0_clipped"]) == (True, False)
+    assert clipped["bits_per_dim"] < free["bits_per_dim"]
+    assert nll("nll.clip=published") == clipped | {"x_0_clipped": "published"}
+    with pytest.raises(ValueError, match=r"nll.clip must be true, false, published, or a quantile .* got 'maybe'"):
+        nll("nll.clip=maybe")
+
+
 def test_fewer_steps_are_another_sampler_and_are_stated(run_entry, evaluated, tmp_path):
     options = ("metrics=[fid]", "n_samples=100", f"output_dir='{tmp_path}'")
     short = run_entry("evaluate", *options, "sampler=ancestral", "sampler.steps=5")["samples"]
@@ -329,7 +345,7 @@ SAMPLERS = sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / "s
 def test_every_sampler_draws_the_same_images_in_any_batch_and_can_be_evaluated(run, run_entry, compose, tmp_path, name):
     model = load(run[0] / "last.ckpt")
     node = compose("sample", "ckpt=none", f"sampler={name}", "sampler.steps=8").sampler
-    sampler = build.sampler(node, model.T)
+    sampler = build.sampler(node, model.process)
 
     def levels(batch_size):
         parts = draw(model, sampler, (1, 8, 8), range(64), 3, batch_size)

@@ -1,12 +1,11 @@
 """An option that lives outside of the project: two files of the user's, and nothing edited."""
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import waiting
 
 from ddpm import load
 
@@ -38,13 +37,10 @@ BETA = 0.02 * 1.2 ** torch.arange(20, dtype=torch.float64)
 
 def typed(folder, entry, *arguments):
     """Exit code, output and errors of a command of the user's, with the user's modules on the path."""
-    done = subprocess.run(
+    done = waiting.run(
         [sys.executable, str(ROOT / entry), *arguments],
         cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder / "code")},
-        capture_output=True,
-        text=True,
-        timeout=300,
+        env=waiting.with_modules(folder / "code") | {"OMP_NUM_THREADS": "1"},
     )
     return done.returncode, done.stdout, done.stderr
 
@@ -75,7 +71,7 @@ def test_its_checkpoint_is_refused_without_trust_and_evaluated_with_it(mine):
     assert code != 0
     assert "Traceback" not in stderr
     assert "error: the checkpoint names schedule._target_ = 'my_schedules.Geometric'" in stderr
-    assert "pass trusted=[my_schedules]" in stderr
+    assert "pass 'trusted=[my_schedules]'" in stderr
     code, stdout, stderr = typed(mine, "evaluate.py", *options, "trusted=[my_schedules]")
     assert code == 0, stderr
     assert "bits/dim" in stdout

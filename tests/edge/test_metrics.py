@@ -3,6 +3,7 @@
 import io
 import math
 import pickle
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +15,21 @@ from torch_fidelity import feature_extractor_inceptionv3 as tf_inception
 
 from ddpm.data.digits import Digits
 from ddpm.data.images import InMemory
+from ddpm.diffusion import Diffusion
 from ddpm.metrics import classifier as classifier_module
 from ddpm.metrics import inception as inception_module
+from ddpm.metrics import nll
 from ddpm.metrics.classifier import Classifier, train_classifier
 from ddpm.metrics.features import FeatureNetwork, feature_network, features_of
 from ddpm.metrics.fidelity import fidelity
 from ddpm.metrics.gathered import Gathered
 from ddpm.metrics.inception import Folded, inception
 from ddpm.metrics.weights import weights_digest
+from ddpm.network.unet import UNet
+from ddpm.parameterization.eps import Eps
+from ddpm.process import Process
+from ddpm.schedule.linear import Linear
+from ddpm.variance.fixed_small import FixedSmall
 
 
 @pytest.fixture(autouse=True)
@@ -166,6 +174,24 @@ def test_gathering_ignores_order_batches_and_duplicates():
         result = gathered(features, batches).compute()
         assert torch.equal(result["features"], features["features"])
         assert torch.equal(result["logits"], features["logits"])
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1, 1)])
+def test_gathering_one_number_of_one_image_keeps_its_shape(shape):
+    metric = Gathered(("x",))
+    metric.update({"x": torch.full((1, *shape), 2.0)}, torch.tensor([0]))
+    assert metric.compute()["x"].shape == (1, *shape)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("estimate", [nll.full, partial(nll.sampled, evaluations=3)])
+def test_the_bound_of_one_step_and_one_image_has_a_summary(n, estimate):
+    process = Process(Linear(1).beta())
+    network = UNet(8, 1, 1, width=4, multipliers=(1,), attention=(), groups=1)
+    model = Diffusion(network, process, Eps(), FixedSmall()).eval()
+    bound = estimate(model, blobs(2, 0), n, seed=0, batch_size=2)
+    assert math.isfinite(bound.summary()["bits_per_dim"])
+    assert len(bound.total) == n
 
 
 def test_two_ranks_report_the_same_metrics_as_one():

@@ -7,12 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import waiting
 
 from ddpm import processes
 from ddpm.lit.experiment import experiment
@@ -20,7 +20,13 @@ from ddpm.lit.experiment import experiment
 ROOT = Path(__file__).parents[2]
 
 PROBE = """
-import lightning, torch
+import lightning, os, signal, sys, time, torch
+
+def listening():
+    '''The addresses at which this process can be reached, in hexadecimal digits.'''
+    own = {os.path.realpath(f"/proc/self/fd/{fd}").rpartition("/")[2] for fd in os.listdir("/proc/self/fd")}
+    rows = [line.split() for kind in ("tcp", "tcp6") for line in open(f"/proc/net/{kind}")]
+    return [row[1].partition(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in own]
 
 class Probe(lightning.Callback):
     '''Keeps what each process starts with and trains on.'''
@@ -28,6 +34,7 @@ class Probe(lightning.Callback):
     def on_train_start(self, trainer, module):
         self.weights = {name: value.clone() for name, value in module.diffusion.network.state_dict().items()}
         self.drawn, losses = [], module.losses
+        self.listening, self.path = listening(), sys.path
 
         def observed(diffusion, x_0, t, noise):
             self.drawn.append((x_0.clone(), t.clone(), noise.clone()))
@@ -40,8 +47,21 @@ class Probe(lightning.Callback):
             self.training = list(self.drawn)
 
     def on_train_end(self, trainer, module):
-        content = {"weights": self.weights, "drawn": self.training}
+        content = {"weights": self.weights, "drawn": self.training, "listening": self.listening, "path": self.path}
         torch.save(content, f"{trainer.default_root_dir}/probe_{trainer.global_rank}.pt")
+
+class Held(lightning.Callback):
+    '''Lets the second job of a sweep not go beyond its tenth step, until there is a signal or a file "go".'''
+
+    def on_train_batch_end(self, trainer, *args):
+        folder = trainer.default_root_dir
+        if trainer.global_step == 10 and trainer.is_global_zero and folder.endswith("/1"):
+            seen = []
+            before = signal.getsignal(signal.SIGTERM)
+            signal.signal(signal.SIGTERM, lambda *given: (seen.append(given), before(*given)))
+            open(f"{folder}/held", "w").close()
+            while not seen and not os.path.exists(f"{folder}/go"):
+                time.sleep(0.01)
 """
 
 
@@ -50,12 +70,12 @@ def command(*arguments, launcher=(sys.executable,)):
 
 
 def environment(tmp_path=None):
-    here = os.environ | {"OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "0"}
-    return here | ({"PYTHONPATH": str(tmp_path)} if tmp_path else {})
+    here = waiting.with_modules(tmp_path) if tmp_path else os.environ
+    return here | {"OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "0"}
 
 
 def run(arguments, **options):
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, **options)
+    done = waiting.run(arguments, **options)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -65,35 +85,29 @@ def metrics(folder):
     return {key: [float(row[key]) for row in rows if row[key]] for key in rows[0]}
 
 
-def running(mark):
-    """The processes whose command line or environment holds a text."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                if mark.encode() in (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes():
-                    found.append(int(entry.name))
-            except OSError:
-                continue
-    return found
-
-
-def gone(mark, seconds=20):
-    until = time.monotonic() + seconds
-    while running(mark) and time.monotonic() < until:
-        time.sleep(0.2)
-    return not running(mark)
-
-
 @pytest.fixture(scope="module")
-def two(tiny, tmp_path_factory):
-    """The folder of a run on two processes."""
+def two(tiny, hostile, tmp_path_factory):
+    """The folder of a run on two processes, started in a folder whose modules are not to be imported."""
     folder = tmp_path_factory.mktemp("two")
     (folder / "probe.py").write_text(PROBE)
     options = ("trainer.devices=2", "trainer.limit_val_batches=1.0", "callbacks.fid.n_samples=101")
     probe = "+callbacks.probe._target_=probe.Probe"
-    run(command(*tiny, *options, probe, f"hydra.run.dir={folder}/run"), env=environment(folder))
+    run(command(*tiny, *options, probe, f"hydra.run.dir={folder}/run"), env=environment(folder), cwd=hostile)
     return folder / "run"
+
+
+@pytest.mark.slow
+def test_followers_find_modules_where_the_leader_does_and_none_in_the_current_folder(two, hostile):
+    assert not list(hostile.glob("RAN*"))
+    leader, follower = (torch.load(two / f"probe_{rank}.pt", weights_only=True)["path"] for rank in (0, 1))
+    assert follower == leader
+    assert leader[0] == str(ROOT)
+
+
+@pytest.mark.slow
+def test_processes_of_one_machine_listen_on_the_loopback_address_alone(two):
+    for rank in (0, 1):
+        assert torch.load(two / f"probe_{rank}.pt", weights_only=True)["listening"] == ["0100007F"]
 
 
 @pytest.mark.slow
@@ -229,34 +243,32 @@ def test_a_sweep_on_two_processes_is_one_sweep_and_goes_on_where_it_was_killed(l
     start = (sys.executable,)
     if launcher == "torchrun":
         start = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-    sweep = [*bare, *SWEEP, "trainer.max_steps=40", "callbacks.checkpoint.every_n_steps=1"]
+    (tmp_path / "probe.py").write_text(PROBE)
+    env = environment(tmp_path)
+    held = "+callbacks.held._target_=probe.Held"
+    sweep = [*bare, *SWEEP, "trainer.max_steps=40", "callbacks.checkpoint.every_n_steps=1", held]
     subdirs = "hydra.sweep.subdir=${hydra:job.num}"
     typed = command("-m", *sweep, f"hydra.sweep.dir={tmp_path}/cut", subdirs, launcher=start)
     first, second = tmp_path / "cut" / "0", tmp_path / "cut" / "1"
 
-    process = subprocess.Popen(typed, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    until = time.monotonic() + 120
-    while not (second / "last.ckpt").exists():
-        assert time.monotonic() < until
-        assert process.poll() is None
-        time.sleep(0.02)
+    process = waiting.start(typed, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    waiting.until((second / "held").exists, process)
     process.send_signal(signal.SIGTERM if launcher == "torchrun" else signal.SIGKILL)
-    process.wait(timeout=60)
-    assert gone(f"{tmp_path}/cut")
+    waiting.finish(process)
+    waiting.gone(process)
     assert (first / "results.json").exists()
     assert not (second / "results.json").exists()
     done = (first / "last.ckpt").stat().st_mtime_ns
 
-    said = run(typed, env=environment())
+    (second / "go").touch()
+    said = run(typed, env=env)
     assert f"finished before: {os.path.relpath(first)}" in said
     assert f"resuming: {os.path.relpath(second)}" in said
     assert (first / "last.ckpt").stat().st_mtime_ns == done
-    assert gone(f"{tmp_path}/cut")
     assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == ["0", "1", "multirun.yaml"]
     for folder in (first, second):
         assert json.loads((folder / "results.json").read_text())["steps"] == 40
-        assert not list(folder.glob(".lock"))
-    run(command(*bare, *sweep[len(bare) + 1 :], "loss=vlb", f"hydra.run.dir={tmp_path}/whole"), env=environment())
+    run(command(*bare, *sweep[len(bare) + 1 :], "loss=vlb", f"hydra.run.dir={tmp_path}/whole"), env=env)
     whole, cut = (torch.load(folder / "last.ckpt", weights_only=True) for folder in (tmp_path / "whole", second))
     for name, value in whole["state_dict"].items():
         assert torch.equal(value, cut["state_dict"][name]), name
@@ -268,7 +280,7 @@ def test_the_tasks_of_slurm_train_together(bare, tmp_path, way):
     typed = command(*bare, f"hydra.run.dir={tmp_path}/run", "trainer.devices=2")
     if way != "run":  # as the launcher does: each task calls the job's function itself
         code = (
-            "import runpy, sys; from ddpm import processes; processes.start = lambda entry, main: main(); "
+            "import runpy, sys; from ddpm import followers; followers.start = lambda entry, main: main(); "
             f"sys.argv[0] = {str(ROOT / 'train.py')!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
         )
         typed = [sys.executable, "-c", code, *typed[2:]]
@@ -277,9 +289,10 @@ def test_the_tasks_of_slurm_train_together(bare, tmp_path, way):
         slurm = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1"}
         slurm |= {"SLURM_PROCID": rank, "SLURM_LOCALID": rank, "SLURM_NODEID": "0", "SLURM_NODELIST": "127.0.0.1"}
         slurm |= {"SLURM_NTASKS_PER_NODE": "2"}
-        tasks.append(subprocess.Popen(typed, env=environment() | slurm, stderr=subprocess.PIPE, text=True))
+        env = environment() | slurm | {waiting.MARK: str(tmp_path)}
+        tasks.append(waiting.start(typed, env=env, stderr=subprocess.PIPE, text=True))
     for task in tasks:
-        _, stderr = task.communicate(timeout=120)
+        _, stderr = waiting.finish(task)
         assert task.returncode == 0, stderr[-3000:]
     assert json.loads((tmp_path / "run" / "results.json").read_text())["steps"] == 6
     content = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
@@ -290,43 +303,37 @@ def test_the_tasks_of_slurm_train_together(bare, tmp_path, way):
 def test_a_signal_to_the_first_process_stops_all_at_one_step(bare, tmp_path):
     folder = tmp_path / "run"
     options = ("trainer.devices=2", "trainer.max_steps=100000", "callbacks.checkpoint.every_n_steps=1000000")
-    process = subprocess.Popen(
-        command(*bare, *options, f"hydra.run.dir={folder}"),
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    while not (folder / "metrics.csv").exists():
-        assert process.poll() is None, process.communicate()[1][-3000:]
-        time.sleep(0.05)
+    typed = command(*bare, *options, f"hydra.run.dir={folder}")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = waiting.start(typed, env=environment(), **pipes)
+    waiting.until((folder / "metrics.csv").exists, process)
     process.send_signal(signal.SIGTERM)
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = waiting.finish(process)
     assert process.returncode == 128 + signal.SIGTERM
     assert "Traceback" not in stderr
     step = torch.load(folder / "last.ckpt", weights_only=True)["global_step"]
     assert f"SIGTERM: saved after step {step}; to go on: " in stdout
-    assert gone(f"{tmp_path}/run")
+    waiting.gone(process)
 
 
 @pytest.mark.slow
-def test_a_failing_follower_ends_the_job(bare, tmp_path):
+def test_a_failing_follower_ends_the_job_and_its_line_is_the_only_one(bare, tmp_path):
     (tmp_path / "failing.py").write_text(
-        "import lightning, os\n"
+        "import lightning\n"
         "class Failing(lightning.Callback):\n"
         "    def on_train_start(self, trainer, module):\n"
-        "        if trainer.global_rank: os._exit(3)\n"
+        "        if trainer.global_rank: raise OSError(28, 'No space left on device', '/scratch')\n"
     )
     failing = "+callbacks.failing._target_=failing.Failing"
-    done = subprocess.run(
-        command(*bare, "trainer.devices=2", failing, f"hydra.run.dir={tmp_path}/run"),
-        env=environment(tmp_path),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode != 0
-    assert gone(f"{tmp_path}/run")
+    typed = command(*bare, "trainer.devices=2", failing, f"hydra.run.dir={tmp_path}/run")
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    process = waiting.start(typed, env=environment(tmp_path) | {"TMPDIR": str(tmp_path)}, **pipes)
+    _, stderr = waiting.finish(process)
+    assert process.returncode == 1
+    assert stderr.startswith("error: process 1: No space left on device: /scratch; ")
+    assert len(stderr.splitlines()) == 1
+    waiting.gone(process)
+    assert not list(tmp_path.glob("ddpm_*"))
 
 
 @pytest.mark.parametrize(("asked", "n"), [(1, 1), (3, 3), ("2", 2), ("auto", 1)])

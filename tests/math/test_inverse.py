@@ -1,5 +1,7 @@
 """Operators and their adjoints; solvers against the closed-form posterior of Gaussian data."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from conftest import continuous
@@ -45,6 +47,25 @@ SMALL = (1, 2, 2)
 
 def normal(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("operator", LINEAR, ids=lambda each: type(each).__name__)
+def test_an_operator_that_is_used_first_without_gradients_can_be_differentiated(operator):
+    operator = deepcopy(operator)
+    if isinstance(operator, Inpaint):
+        operator = Inpaint(operator.mask, operator.size, operator.fraction)
+    x = normal(2, *SHAPE).float()
+    with torch.inference_mode():
+        y = operator(x)
+    assert operator.adjoint(y, SHAPE).shape == x.shape
+
+
+def test_replacement_makes_what_was_measured_so_only_without_noise():
+    operator, x, target = SuperResolution(2), normal(2, *SHAPE), normal(2, 3, 6, 6, seed=1)
+    exact, noisy = (Replacement()._replaced(operator, x, target, sigma) for sigma in (0.0, 0.5))
+    assert torch.allclose(operator(exact), target)
+    part = 0.25 / (0.25 + 0.5**2)  # A A' = 1/4
+    assert torch.allclose(operator(noisy), torch.lerp(operator(x), target, part))
 
 
 @pytest.mark.parametrize("operator", LINEAR, ids=lambda each: type(each).__name__)
@@ -222,7 +243,7 @@ def test_dps_meets_the_measurement(operator):
 @pytest.mark.parametrize("solver", [MMPS(), PiGDM(), Replacement()], ids=lambda each: type(each).__name__)
 def test_other_solvers_need_a_linear_operator(solver):
     with pytest.raises(ValueError, match="choose solver=dps"):
-        solver.check(Function(f"{__name__}.squashed"))
+        solver.check(Function(f"{__name__}.squashed"), PROCESS)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,10 @@
+import math
+
 import pytest
 import torch
 from conftest import diffusion_of
 
+from ddpm import elbo
 from ddpm.loss.hybrid import Hybrid
 from ddpm.loss.min_snr import MinSNR
 from ddpm.loss.p2 import P2
@@ -66,7 +69,7 @@ def test_vlb_as_a_weighted_error_is_equation_8_for_mu_and_12_for_eps(images, noi
         weight = 1 / (2 * sigma_2)
         if isinstance(parameterization, Eps):
             weight = process.beta[T] ** 2 / (2 * sigma_2 * (1 - process.beta[T]) * (1 - process.alpha_bar[T]))
-        nats = VLB()(prediction, images) * 48 * torch.tensor(2.0).log() / 50
+        nats = VLB()(prediction, images) * 48 * torch.tensor(2.0).log()
         assert torch.allclose(nats[1:], (weight * error)[1:], rtol=1e-6)
 
 
@@ -79,15 +82,28 @@ def test_hybrid_trains_the_mean_by_simple_and_the_variance_by_the_bound(images, 
 
     hybrid, simple, vlb = gradients(Hybrid(0.01)), gradients(Simple()), gradients(VLB())
     assert torch.allclose(hybrid[0], simple[0], rtol=1e-12)
-    assert torch.allclose(hybrid[1], 0.01 * vlb[1], rtol=1e-12)
+    assert torch.allclose(hybrid[1], 0.01 * 50 * vlb[1], rtol=1e-12)
     assert simple[1] is None
     assert vlb[1].abs().sum() > 0
 
 
 def test_hybrid_is_the_sum_of_its_parts(images, noise):
     prediction = predicted(images, noise, Eps(), LearnedRange())
-    total = Simple()(prediction, images) + 0.001 * VLB()(prediction, images)
+    total = Simple()(prediction, images) + 0.001 * 50 * VLB()(prediction, images)
     assert torch.allclose(Hybrid()(prediction, images), total)
+
+
+@pytest.mark.parametrize("parameterization", ALL)
+def test_vlb_is_minimised_as_published_one_term_in_bits_per_dim(images, noise, parameterization):
+    def gradient(loss):
+        model = diffusion_of(torch.tanh, parameterization=parameterization)
+        scale = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
+        model.network.x_0 = lambda x_t, t: scale * x_t
+        value = loss(model.predict(model.process.diffuse(images, T, noise), T)).mean()
+        return value.item(), torch.autograd.grad(value, scale)[0].item()
+
+    published = gradient(lambda prediction: elbo.term(prediction, images) / (48 * math.log(2)))
+    assert gradient(lambda prediction: VLB()(prediction, images)) == pytest.approx(published, rel=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,12 @@ import pytest
 import torch
 from conftest import diffusion_of
 
+from ddpm import elbo
 from ddpm.parameterization.eps import Eps
 from ddpm.parameterization.mu import Mu
 from ddpm.parameterization.v import V
 from ddpm.parameterization.x0 import X0
+from ddpm.sampler.ancestral import Ancestral
 
 ALL = [Eps(), Mu(), X0(), V()]
 TIMES = torch.tensor([1, 2, 10, 100, 500, 900, 999, 1000])
@@ -55,6 +57,23 @@ def test_clipping_reaches_every_reading(images, noise, parameterization):
     assert not torch.allclose(clipped.p.mean, free.p.mean, atol=1e-3)
     again = model.process.diffuse(clipped.x_0, t, clipped.eps)
     assert torch.allclose(again, x_t, atol=1e-9)
+
+
+@pytest.mark.parametrize("parameterization", ALL)
+def test_clipping_as_published_leaves_the_mean_that_a_mu_model_predicts(images, noise, parameterization):
+    model = diffusion_of(lambda x_t, t: 3 * images, parameterization=parameterization)
+    t = torch.tensor([1, 2, 3, 10, 20, 30, 49, 50])
+    x_t = model.process.diffuse(images, t, noise)
+    published, clipped, free = (model.predict(x_t, t, clip) for clip in ("published", True, False))
+    assert torch.equal(published.x_0, clipped.x_0)
+    assert torch.equal(published.eps, clipped.eps)
+    same = free if isinstance(parameterization, Mu) else clipped
+    assert torch.equal(published.p.mean, same.p.mean)
+    assert not torch.allclose(free.p.mean, clipped.p.mean, atol=1e-3)
+    bounds = [elbo.bound(model, images, lambda step: noise, clip).total for clip in ("published", same.clip)]
+    assert torch.equal(*bounds)
+    paths = [Ancestral(10, clip).sample(model, lambda step: noise) for clip in ("published", same.clip)]
+    assert torch.equal(*paths)
 
 
 @pytest.mark.parametrize("parameterization", ALL)

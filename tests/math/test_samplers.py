@@ -9,6 +9,8 @@ from scipy.stats import kstest
 
 from ddpm.interpolation import interpolate, slerp
 from ddpm.noise import IndexedNoise, Stream
+from ddpm.operator.base import Measurement
+from ddpm.operator.inpaint import Inpaint
 from ddpm.parameterization.eps import Eps
 from ddpm.parameterization.mu import Mu
 from ddpm.parameterization.v import V
@@ -24,6 +26,7 @@ from ddpm.sampler.predictor_corrector import PredictorCorrector
 from ddpm.sampler.reverse_sde import ReverseSDE
 from ddpm.schedule.linear import Linear
 from ddpm.sde import VPSDE
+from ddpm.solver.replacement import Replacement
 from ddpm.variance.fixed_large import FixedLarge
 from ddpm.variance.fixed_small import FixedSmall
 from ddpm.variance.learned import Learned
@@ -125,6 +128,31 @@ def test_marginals_of_the_forward_sde_are_those_of_q(chain):
         expected = chain.marginal(x_0[:1], torch.tensor([t]))
         assert torch.allclose(marginal.mean, expected.mean, rtol=1e-12)
         assert torch.allclose(marginal.log_var, expected.log_var, rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("T", [7, 100, 1000])
+def test_beta_of_the_sde_at_the_end_of_a_step_is_that_of_the_step(T, dtype):
+    process = Process(Linear(T).beta())
+    t = torch.arange(1, T + 1)
+    assert torch.allclose(VPSDE(process).beta(t.to(dtype) / T), -T * torch.log1p(-process.beta[1:]), rtol=1e-12)
+
+
+@pytest.mark.parametrize("sampler", [Ancestral(), Langevin(inner=70), PredictorCorrector(corrections=70)], ids=label)
+def test_no_noise_is_drawn_twice_however_often_a_sampler_draws(sampler):
+    model = continuous(lambda x_t, t: 0.5 * torch.tanh(x_t), Process(Linear(3).beta()), Eps())
+    drawn = []
+
+    def noise(step):
+        drawn.append(step)
+        return torch.ones(1, 1, 2, 2, dtype=torch.float64)
+
+    sampler.sample(model, noise)
+    assert len(drawn) == len(set(drawn))
+    drawn.clear()
+    measurement = Measurement(Inpaint("half"), torch.zeros(1, 1, 2, 2, dtype=torch.float64), 0.0)
+    Replacement(resamplings=3).sample(model, sampler, measurement, noise)
+    assert len(drawn) == len(set(drawn))
 
 
 def test_beta_of_the_sde_is_that_of_the_chain(chain):

@@ -59,6 +59,12 @@ def test_sigmoid_is_symmetric_and_flat_at_both_ends():
     assert beta.diff()[0] < 0.02 * beta.diff()[499]
 
 
+def test_warm_up_rises_over_the_fraction_that_is_written():
+    for T, fraction, rising in ((100, 0.29, 29), (1000, 0.1, 100), (15, 0.1, 1)):
+        beta = WarmUp(T, fraction=fraction).beta()
+        assert int((beta < 0.02).sum()) == max(1, rising - 1)
+
+
 def test_warm_up_rises_and_stays():
     beta = WarmUp(fraction=0.25).beta()
     assert (beta[0], beta[249]) == (1e-4, 0.02)
@@ -69,12 +75,12 @@ def test_warm_up_rises_and_stays():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Linear(beta_T=2.0), r"beta_T must be in \(0, 1\), got 2.0; .* 0.02"),
+        (lambda: Linear(beta_T=2.0), r"beta_T must be in \(0, 1\], got 2.0; .* 0.02"),
         (lambda: Linear(beta_1=0), r"beta_1 must be in \(0, 1\), got 0"),
         (lambda: Linear(T=0), "T must be at least 1, got 0"),
         (lambda: Constant(value=1.0), r"value must be in \(0, 1\), got 1.0"),
         (lambda: Cosine(s=-1), "s must be at least 0, got -1"),
-        (lambda: Cosine(beta_max=1), r"beta_max must be in \(0, 1\), got 1"),
+        (lambda: Cosine(beta_max=2), r"beta_max must be in \(0, 1\], got 2"),
         (lambda: Sigmoid(range=0), "range must be positive, got 0"),
         (lambda: WarmUp(fraction=0), r"fraction must be in \(0, 1\], got 0"),
     ],

@@ -2,10 +2,10 @@
 
 from torchvision import datasets
 
-from ddpm.data.torchvision_source import TorchvisionSource
+from ddpm.data.cifar import CIFAR
 
 
-class CIFAR10(TorchvisionSource):
+class CIFAR10(CIFAR):
     """50,000 training and 10,000 test images, shape (3, 32, 32), 256 levels, 10 classes.
 
     Args:

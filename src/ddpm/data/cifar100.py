@@ -2,7 +2,7 @@
 
 from torchvision import datasets
 
-from ddpm.data.torchvision_source import TorchvisionSource
+from ddpm.data.cifar import CIFAR
 
 _CLASSES = """
 apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
@@ -15,7 +15,7 @@ tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm
 """
 
 
-class CIFAR100(TorchvisionSource):
+class CIFAR100(CIFAR):
     """50,000 training and 10,000 test images, shape (3, 32, 32), 256 levels, 100 (fine) classes.
 
     Args:

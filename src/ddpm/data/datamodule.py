@@ -4,16 +4,18 @@ Training is one Lightning epoch of max_steps * accumulate_grad_batches micro-bat
 one that global_step stands for. Pixels travel as uint8, a quarter of the bytes, and are scaled on the device.
 """
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
 import lightning
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ddpm.data.batches import EvalSampler, TrainBatches, TrainSampler
-from ddpm.data.images import Images
+from ddpm.data.images import Images, fingerprint
 from ddpm.data.scaling import to_unit
 from ddpm.data.source import Source, check_split
 
@@ -28,14 +30,31 @@ class Batch(NamedTuple):
     index: Tensor  # type: ignore[assignment]  # hides tuple.index, which no batch needs
     """Places of the images in their split, int64, shape (B,), 0..N-1, mirrored or not."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Workers send batches as bytes: torch would put them into /dev/shm, and wait for ever where that is full."""
+        return _from_arrays, tuple(each.numpy() for each in self)
 
-class _Gather(Dataset[Batch]):
-    """A whole batch at once: images by their places, where i + N is image i mirrored left to right."""
+
+def _from_arrays(*arrays: np.ndarray) -> Batch:
+    return Batch(*map(torch.from_numpy, arrays))
+
+
+class _Gather(Dataset[Batch | Exception]):
+    """A whole batch at once: images by their places, where i + N is image i mirrored left to right.
+
+    Files that cannot be read are an error as a value, since torch would wrap what a worker process raises in its trace.
+    """
 
     def __init__(self, images: Images) -> None:
         self.images = images
 
-    def __getitem__(self, places: Tensor) -> Batch:
+    def __getitem__(self, places: list[int]) -> Batch | Exception:
+        try:
+            return self._batch(torch.tensor(places))
+        except (ValueError, OSError) as error:
+            return error
+
+    def _batch(self, places: Tensor) -> Batch:
         n = len(self.images)
         index = places % n
         pixels = self.images.pixels(index)
@@ -43,7 +62,20 @@ class _Gather(Dataset[Batch]):
         return Batch(torch.where(mirrored, pixels.flip(-1), pixels), self.images.labels[index], index)
 
 
-class _Loader(DataLoader[Batch]):
+class _Places(Sampler[list[int]]):
+    """What a sampler yields, as lists: tensors would reach worker processes by way of /dev/shm too."""
+
+    def __init__(self, sampler: Sampler[Tensor]) -> None:
+        self.sampler = sampler
+
+    def __len__(self) -> int:
+        return len(self.sampler)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (batch.tolist() for batch in self.sampler)
+
+
+class _Loader(DataLoader[Any]):
     """A loader that Lightning may resume within an epoch: its state is global_step, which Lightning keeps."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -51,6 +83,20 @@ class _Loader(DataLoader[Batch]):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         pass
+
+    def __iter__(self) -> Any:
+        """Batches; raises what went wrong with one."""
+        try:
+            batches = super().__iter__()
+        except OSError as error:  # of the semaphores, which are in /dev/shm
+            raise ValueError(
+                f"num_workers={self.num_workers} processes that read data cannot be started ({error.strerror}; "
+                f"df /dev/shm shows its space); choose fewer, 0 for none"
+            ) from None
+        for batch in batches:
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
 
 
 class DataModule(lightning.LightningDataModule):
@@ -103,6 +149,10 @@ class DataModule(lightning.LightningDataModule):
             self.train, self.test = self.source.load("train"), self.source.load("test")
             self._is_set_up = True
 
+    def fingerprints(self) -> dict[str, Any]:
+        """Split -> what a checkpoint keeps of its images."""
+        return {split: fingerprint(self.images(split)) for split in ("train", "test")}
+
     def images(self, split: str) -> Images:
         """The images of "train" or "test", loaded if need be."""
         check_split(split)
@@ -146,7 +196,7 @@ class DataModule(lightning.LightningDataModule):
         return _Loader(
             _Gather(images),
             batch_size=None,  # the sampler yields whole batches
-            sampler=sampler,
+            sampler=_Places(sampler),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),

@@ -2,37 +2,118 @@
 
 The rule, in this order:
   1. Turn as the EXIF orientation says.
-  2. 16-bit grey becomes 8-bit by round(v / 257), so that 65535 -> 255; transparent pixels are laid over
-     white; any other mode is converted to RGB by PIL. One channel is ITU-R 601 luma of that RGB.
+  2. Grey of b = 12 or 16 bits becomes 8-bit by round(255 v / (2^b - 1)), so that 65535 -> 255, with v counted down
+     where zero is white; transparent pixels are laid over white; any other mode is converted to RGB by PIL. One channel
+     is ITU-R 601 luma of that RGB.
   3. Cut the largest centred square.
   4. Resize by PIL's bicubic filter, which widens with the reduction (antialiased); never enlarge.
+
+An image whose white is not known is refused: 32-bit, signed and real grey levels, and 16-bit files whose values all fit
+in 12 bits, for they are most likely 12-bit images that would come out nearly black.
 """
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from ddpm.data.names import printable
+
+FORMATS = {
+    "PNG": (".png",),
+    "JPEG": (".jpg", ".jpeg"),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "GIF": (".gif",),
+    "PPM": (".ppm", ".pgm"),
+}
+"""PIL's decoders that a file may reach, whatever it is called, and the endings of image files. Others run programs
+(EPS: Ghostscript) or are seldom tested."""
+SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of a TIFF
+_WHITE_IS_ZERO, _SIGNED = 0, 2
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        wide = np.asarray(image).astype(np.int64)
-        if wide.min() < 0 or wide.max() > 65535:
-            raise ValueError("its grey levels do not fit in 16 bits")
-        image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+def _open(path: Path) -> Image.Image:
+    try:
+        return Image.open(path, formats=list(FORMATS))
+    except UnidentifiedImageError:
+        raise ValueError(f"it is not a whole image of {', '.join(FORMATS)}") from None
+
+
+def _tags(image: Image.Image) -> Mapping[int, Any]:
+    """The tags of a TIFF; none of any other image."""
+    return getattr(image, "tag_v2", {})
+
+
+def _check_white(image: Image.Image) -> None:
+    """Refuse a header that leaves open which level is white."""
+    tags = _tags(image)
+    bits = tags.get(_BITS, (8,))[0]
     if image.mode == "F":
-        raise ValueError("its grey levels are real numbers of unknown range")
-    if image.has_transparency_data:
-        above = image.convert("RGBA")
-        image = Image.new("RGBA", above.size, "white")
-        image.alpha_composite(above)
-    return image.convert("RGB")
+        raise ValueError("its grey levels are real numbers of unknown range; save it with 8 or 16 bits")
+    if _SIGNED in tags.get(_SAMPLE_FORMAT, ()) or bits > 16:
+        raise ValueError(f"its levels are {bits}-bit integers of unknown range; save it with 8 or 16 unsigned bits")
+
+
+def _check_used(levels: np.ndarray, largest: int) -> None:
+    """Refuse 16-bit levels of which 12 bits are used."""
+    if 0 < levels.max() <= largest:
+        raise ValueError(
+            "its levels have 16 bits but all fit in 12, so that it would be nearly black; scale them to 16 bits or 8"
+        )
+
+
+def _grey(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
+    levels, bits = np.asarray(image).astype(np.int64), tags.get(_BITS, (16,))[0]
+    white = 2**bits - 1
+    if bits == 16:
+        _check_used(levels, 4095)
+    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        levels = white - levels
+    return Image.fromarray(((2 * 255 * levels + white) // (2 * white)).astype(np.uint8))
+
+
+def read(path: Path) -> Image.Image:
+    """The picture as it is seen: upright, RGB, over white.
+
+    Raises:
+        ValueError: it cannot be read, or it is not known which level is white; in one line with the remedy.
+    """
+    try:
+        with _open(path) as image:
+            _check_white(image)
+            tags, has_16_bits = _tags(image), ";16" in str(getattr(image, "tile", ""))
+            image.load()
+            if image.mode.startswith("I"):
+                upright = _grey(ImageOps.exif_transpose(image), tags)
+            else:
+                upright = ImageOps.exif_transpose(image)
+                if has_16_bits:  # of which PIL keeps the upper 8
+                    _check_used(np.asarray(upright)[..., :3], 15)
+        if upright.has_transparency_data:
+            above = upright.convert("RGBA")
+            upright = Image.new("RGBA", above.size, "white")
+            upright.alpha_composite(above)
+        return upright.convert("RGB")
+    except _UNREADABLE as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    cause = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
+    return ValueError(
+        f"cannot read {printable(path)} ({printable(cause)}); replace it with a readable copy or remove it"
+    )
 
 
 @dataclass(frozen=True)
@@ -49,34 +130,24 @@ class Decode:
     def check(self, path: Path) -> None:
         """Look at the header only: readable, and large enough."""
         try:
-            with Image.open(path) as image:
+            with _open(path) as image:
+                _check_white(image)
                 size = image.size
         except _UNREADABLE as error:
-            raise self._unreadable(path, error) from None
+            raise _unreadable(path, error) from None
         if min(size) < self.image_size:
             raise ValueError(
-                f"{path} has {size[0]}x{size[1]} pixels, fewer than image_size={self.image_size};"
+                f"{printable(path)} has {size[0]}x{size[1]} pixels, fewer than image_size={self.image_size};"
                 f" choose image_size <= {min(size)}, or enlarge or remove the file"
             )
 
     def __call__(self, path: Path) -> Tensor:
         """uint8 (channels, image_size, image_size)."""
         self.check(path)
-        try:
-            with Image.open(path) as image:
-                image.load()
-                upright = ImageOps.exif_transpose(image)
-                rgb = _to_rgb(upright)
-        except _UNREADABLE as error:
-            raise self._unreadable(path, error) from None
+        rgb = read(path)
         side = min(rgb.size)
         left, top = (rgb.width - side) // 2, (rgb.height - side) // 2
         square = rgb.crop((left, top, left + side, top + side))
         resized = square.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
         pixels = np.array(resized.convert("L") if self.channels == 1 else resized)
         return torch.from_numpy(pixels.reshape(self.image_size, self.image_size, -1)).permute(2, 0, 1)
-
-    @staticmethod
-    def _unreadable(path: Path, error: Exception) -> ValueError:
-        cause = " ".join(str(error).split())
-        return ValueError(f"cannot read {path} ({cause}); replace it with a readable copy or remove it")

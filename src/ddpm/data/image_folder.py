@@ -5,36 +5,27 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from ddpm.data.decode import Decode
+from ddpm.data.decode import SUFFIXES, Decode
 from ddpm.data.images import Images, InMemory, OnDisk
+from ddpm.data.names import natural, printable
 from ddpm.data.source import Source, check_split
+from ddpm.data.tree import account, images_below
 
 _T = TypeVar("_T")
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
-
-
-def _images_under(folder: Path) -> list[Path]:
-    """Image files below folder, sorted; names that begin with a dot are left out."""
-    if not folder.is_dir():
-        raise ValueError(f"there is no folder {folder}; set root to the folder that holds the images")
-    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    visible = [path for path in paths if not any(part.startswith(".") for part in path.parts)]
-    if not visible:
-        raise ValueError(f"there are no images in {folder}; put {' '.join(SUFFIXES)} files there")
-    return [folder / path for path in sorted(visible, key=Path.as_posix)]
+TEST_NAMES = ("test", "val", "valid", "validation")
+"""What the folder of the test split is called, beside train; the first that is there is taken."""
 
 
 def _in_test(name: str, fraction: float) -> bool:
     """Whether the file of this relative name is a test image: a hash of the name decides."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) < fraction * 2**64
+    return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:8]) < fraction * 2**64
 
 
 def _each(function: Callable[[Path], _T], files: Sequence[Path], what: str) -> Iterator[_T]:
@@ -46,10 +37,11 @@ def _each(function: Callable[[Path], _T], files: Sequence[Path], what: str) -> I
 class ImageFolder(Source):
     """Images below root, cut to squares and resized (the rule is in ddpm.data.decode).
 
-    If root holds the folders train and test, these are the splits, and all else in root is left out.
-    Otherwise a file belongs to the test split if a hash of its name relative to root says so: adding files
-    moves no other file. Subfolders (of each split) are classes, in the order of their names, unless an image
-    lies directly beside them; then there are no classes and every label is 0.
+    If root holds the folders train and test, these are the splits, and all else in root is left out; test may be called
+    val, valid or validation too, and upper case does not matter. Otherwise a file belongs to the test split if a hash
+    of its name relative to root says so: adding files moves no other file. Subfolders (of each split) are classes, in
+    the natural order of their names (2 before 10), unless an image lies directly beside them; then there are no classes
+    and every label is 0. Links are followed.
 
     Args:
         root: the folder.
@@ -85,51 +77,95 @@ class ImageFolder(Source):
         self.memory_gb = memory_gb
 
     @cached_property
-    def _has_split(self) -> bool:
-        return (self.root / "train").is_dir() and (self.root / "test").is_dir()
+    def _folders(self) -> dict[str, str]:
+        """Split -> its folder in root; empty if the files themselves are split."""
+        if not self.root.is_dir():
+            raise ValueError(f"there is no folder {printable(self.root)}; set root to the folder that holds the images")
+        named = {path.name.lower(): path.name for path in sorted(self.root.iterdir()) if path.is_dir()}
+        test = [named[name] for name in TEST_NAMES if name in named]
+        return {"train": named["train"], "test": test[0]} if test and "train" in named else {}
 
     @cached_property
-    def _files(self) -> dict[str, list[Path]]:
-        if self._has_split:
-            return {split: _images_under(self.root / split) for split in ("train", "test")}
-        files: dict[str, list[Path]] = {"train": [], "test": []}
-        for file in _images_under(self.root):
-            name = file.relative_to(self.root).as_posix()
-            files["test" if _in_test(name, self.test_fraction) else "train"].append(file)
+    def _found(self) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+        """Split -> its files, and kind -> what is left out, both by their names relative to root."""
+        files: dict[str, list[str]] = {}
+        left_out: dict[str, list[str]] = {}
+        for split, top in (self._folders or {"all": ""}).items():
+            files[split], left = images_below(self.root / top)
+            for kind, names in left.items():
+                left_out.setdefault(kind, []).extend(str(PurePosixPath(top, name)) for name in names)
+            if not files[split]:
+                there = f"; what is there: {account(left)}" if left else ""
+                raise ValueError(
+                    f"there are no images in {printable(self.root / top)}; put {' '.join(SUFFIXES)} files there{there}"
+                )
+        if self._folders:
+            files = {split: [f"{self._folders[split]}/{name}" for name in names] for split, names in files.items()}
+            beside = {path.name for path in self.root.iterdir()} - {*self._folders.values()}
+            if beside:
+                left_out["beside the splits"] = sorted(beside)
+            return files, left_out
+        files = {
+            split: [name for name in files["all"] if _in_test(name, self.test_fraction) == (split == "test")]
+            for split in ("train", "test")
+        }
         for split, chosen in files.items():
             if not chosen:
                 raise ValueError(
-                    f"test_fraction={self.test_fraction} leaves no {split} image in {self.root};"
+                    f"test_fraction={self.test_fraction} leaves no {split} image in {printable(self.root)};"
                     " add images, change test_fraction, or make the folders train and test"
                 )
-        return files
+        return files, left_out
 
-    def _class_of(self, file: Path, split: str) -> str | None:
-        """The first folder below root (or root/split); None if the file lies directly there."""
-        parts = file.relative_to(self.root / split if self._has_split else self.root).parts
-        return parts[0] if len(parts) > 1 else None
+    def _class_of(self, name: str) -> str | None:
+        """The first folder below root (or below that of the split); None if the file lies directly there."""
+        folders = name.split("/")[1 if self._folders else 0 : -1]
+        return folders[0] if folders else None
 
     @cached_property
-    def classes(self) -> tuple[str, ...]:
-        """Sorted names of the class folders; empty if an image lies beside them."""
-        names = {self._class_of(file, split) for split, files in self._files.items() for file in files}
-        return () if None in names else tuple(sorted(name for name in names if name is not None))
+    def _numbers(self) -> dict[str, int]:
+        """Class folder -> its label; empty if an image lies beside them."""
+        names = {self._class_of(name) for files in self._found[0].values() for name in files}
+        return {} if None in names else {name: i for i, name in enumerate(sorted(filter(None, names), key=natural))}
 
-    def _labels(self, split: str) -> Tensor:
-        number = {name: label for label, name in enumerate(self.classes)}
-        return torch.tensor([number.get(self._class_of(file, split) or "", 0) for file in self._files[split]])
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the class folders, in natural order; empty if an image lies beside them."""
+        for name in self._numbers:
+            if "${" in name:
+                raise ValueError(f"the class folder {name} has ${{ in its name, which stands for a value; rename it")
+        return tuple(map(printable, self._numbers))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Which folders are the splits, what was left out, and an image that leaves no classes."""
+        files, left_out = self._found
+        names = [name for split in files.values() for name in split]
+        beside = [name for name in names if self._class_of(name) is None]
+        notes = []
+        if self._folders:
+            train, test = (f"{printable(name)}/" for name in self._folders.values())
+            notes.append(f"{train} is the training split, {test} the test split")
+        if left_out:
+            notes.append(f"left out: {account(left_out)}")
+        if 0 < len(beside) < len(names):
+            beside_classes = account({"images beside the folders": beside})
+            notes.append(f"there are no classes, because of {beside_classes}")
+        return tuple(notes)
 
     def load(self, split: str) -> Images:
         """InMemory if both splits fit into memory_gb, else OnDisk; ValueError names a file that is unfit."""
         check_split(split)
-        files, labels = self._files[split], self._labels(split)
+        names = self._found[0][split]
+        labels = torch.tensor([self._numbers.get(self._class_of(name) or "", 0) for name in names])
+        files = [self.root / name for name in names]
         channels, size, _ = self.shape
         decode = Decode(size, channels)
-        total = sum(map(len, self._files.values()))
+        total = sum(map(len, self._found[0].values()))
         if total * channels * size * size > self.memory_gb * 1e9:
             for _ in _each(decode.check, files, f"checking {split} images"):
                 pass
-            return OnDisk(files, labels, decode)
+            return OnDisk(self.root, names, labels, decode)
         pixels = torch.empty(len(files), *self.shape, dtype=torch.uint8)
         for i, image in enumerate(_each(decode, files, f"decoding {split} images")):
             pixels[i] = image

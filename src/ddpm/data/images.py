@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -26,6 +26,25 @@ class Images(Protocol):
     def digest(self) -> str:
         """64 hexadecimal digits that change when the content does: a key for caches."""
         ...
+
+
+def fingerprint(images: Images) -> dict[str, Any]:
+    """What a checkpoint keeps of images, by which others are compared with them."""
+    return {"n": len(images), "of": type(images).__name__, "sha256": images.digest()}
+
+
+def same(before: Any, here: Any) -> bool | None:
+    """Whether two fingerprints are of the same images; None if that cannot be told: one is missing, or one is of pixels
+    in memory and the other of files.
+    """
+    if before and before["n"] == here["n"] and before["of"] != here["of"]:
+        return None
+    return bool(before == here) if before else None
+
+
+def not_compared(split: str) -> str:
+    """Said where `same` is None."""
+    return f"the checkpoint keeps no digest of its {split} images to compare those here with"
 
 
 def _as_labels(labels: Tensor, n: int) -> Tensor:
@@ -67,29 +86,32 @@ class OnDisk:
     """Images decoded from their files at every call, for folders larger than memory.
 
     Args:
-        files: N paths.
+        root: the folder that the names are relative to.
+        names: of N files.
         labels: integers, shape (N,).
         decode: path -> uint8 (C, H, W); its repr must state every setting, for the digest.
     """
 
-    def __init__(self, files: Sequence[Path], labels: Tensor, decode: Callable[[Path], Tensor]) -> None:
-        self._files = tuple(files)
+    def __init__(self, root: Path, names: Sequence[str], labels: Tensor, decode: Callable[[Path], Tensor]) -> None:
+        self._root = root
+        self._names = tuple(names)
         self._decode = decode
-        self.labels = _as_labels(labels, len(self._files))
+        self.labels = _as_labels(labels, len(self._names))
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self._names)
 
     def pixels(self, indices: Tensor | Sequence[int]) -> Tensor:
         """uint8 (B, C, H, W)."""
         chosen = torch.as_tensor(indices, dtype=torch.int64).tolist()
-        return torch.stack([self._decode(self._files[i]) for i in chosen])
+        return torch.stack([self._decode(self._root / self._names[i]) for i in chosen])
 
     def digest(self) -> str:
-        """SHA-256 of the settings, the labels, and each file's path, size and time of change."""
+        """SHA-256 of the settings, the labels, and each file's name below root, size and time of change."""
         content = hashlib.sha256(repr(self._decode).encode())
         content.update(self.labels.numpy().tobytes())
-        for file in self._files:
-            state = file.stat()
-            content.update(f"{file}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
+        for name in self._names:
+            state = (self._root / name).stat()
+            content.update(name.encode("utf-8", "surrogateescape"))
+            content.update(f"\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
         return content.hexdigest()

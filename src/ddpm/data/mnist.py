@@ -2,10 +2,10 @@
 
 from torchvision import datasets
 
-from ddpm.data.torchvision_source import TorchvisionSource
+from ddpm.data.idx import IDXSource
 
 
-class MNIST(TorchvisionSource):
+class MNIST(IDXSource):
     """60,000 training and 10,000 test images, shape (1, 28, 28), 256 levels, 10 classes.
 
     Args:

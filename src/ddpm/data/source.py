@@ -28,6 +28,11 @@ class Source(ABC):
         """Names of labels 0, 1, ...; empty when there are no labels."""
         return ()
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How the data were understood, where that may surprise; lines to show."""
+        return ()
+
     def prepare(self) -> None:  # noqa: B027 (most sources have nothing to fetch)
         """Fetch what load needs. One process calls this before all of them load."""
 

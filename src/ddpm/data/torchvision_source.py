@@ -2,11 +2,11 @@
 
 import contextlib
 import socket
+from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from ddpm.data.images import InMemory
@@ -35,31 +35,36 @@ class TorchvisionSource(Source):
     dataset: ClassVar[Any]
     """The torchvision class; called as dataset(root, train=..., download=...)."""
 
-    remedy: ClassVar[str]
-    """Ways to provide the files by hand; {root} stands for the folder."""
+    @property
+    @abstractmethod
+    def remedy(self) -> str:
+        """Ways to provide the files by hand; {root} stands for the folder."""
 
     def __init__(self, root: str = "data", flip: bool = False) -> None:
         super().__init__(flip)
         self.root = Path(root).expanduser()
 
     def prepare(self) -> None:
-        """Download both splits if they are missing; ValueError with the remedies when they cannot be had."""
-        if not isinstance(self._found("test"), Exception):
-            return
-        found = self._in_root(train=False, download=True)
-        if isinstance(found, Exception):
-            cause = " ".join(str(found).split())
+        """Download both splits if they are missing or damaged; ValueError with the remedies when they cannot be had."""
+        found = self._found("test")
+        failure = None if isinstance(found, tuple) else self._download()
+        if failure is not None and isinstance(found, ValueError):
+            raise found
+        if failure is not None:
+            cause = " ".join(str(failure).split())
             raise ValueError(
                 f"{self._missing()} and could not be downloaded; {self._remedy()},"
                 f" or run once with a network to download it (the download said: {cause})"
             )
 
     def load(self, split: str) -> InMemory:
-        """All images of the split in memory; ValueError with the remedies when they are not there."""
+        """All images of the split in memory; ValueError with the remedies when they are not there, or damaged."""
         check_split(split)
         found = self._found(split)
-        if isinstance(found, Exception):
+        if found is None:
             raise ValueError(f"{self._missing()}; {self._remedy()}, or give data_root=FOLDER to download it there")
+        if isinstance(found, ValueError):
+            raise found
         pixels, labels = found
         return InMemory(pixels.view(-1, *self.shape), labels)
 
@@ -69,25 +74,26 @@ class TorchvisionSource(Source):
     def _remedy(self) -> str:
         return self.remedy.format(root=self.root)
 
-    def _found(self, split: str) -> tuple[Tensor, Tensor] | Exception:
-        """The split from where it lies, or the reason why it is not there."""
-        found = self._in_root(split == "train", download=False)
-        if isinstance(found, Exception):
-            found = self._elsewhere(split) or found
-        return found
-
-    def _in_root(self, train: bool, download: bool) -> tuple[Tensor, Tensor] | Exception:
-        """(pixels, labels), or the reason why there are none."""
+    def _download(self) -> Exception | None:
+        """Why it failed, if it did: torchvision raises errors of all kinds at files that it cannot read."""
         try:
             with _short_timeout(15):
-                data = self.dataset(str(self.root), train=train, download=download)
-        except (RuntimeError, OSError) as error:
+                self.dataset(str(self.root), train=False, download=True)
+        except Exception as error:
             return error
-        pixels = torch.as_tensor(data.data)  # (N, H, W), or (N, H, W, C) for colour
-        if pixels.ndim == 4:
-            pixels = pixels.permute(0, 3, 1, 2).contiguous()
-        return pixels, torch.as_tensor(data.targets)
-
-    def _elsewhere(self, split: str) -> tuple[Tensor, Tensor] | None:
-        """The split from a folder other than root, or None."""
         return None
+
+    def _found(self, split: str) -> tuple[Tensor, Tensor] | ValueError | None:
+        """Images and labels; or which file is damaged, and the remedy; or None where a file is missing."""
+        try:
+            return self._read(split)
+        except ValueError as error:
+            return ValueError(str(error))  # without the errors that led to it
+
+    @abstractmethod
+    def _read(self, split: str) -> tuple[Tensor, Tensor] | None:
+        """uint8 images, (N, C, H, W) or (N, H, W), and labels, (N,); None where a file is missing.
+
+        Raises:
+            ValueError: naming the file that is damaged, and the remedy.
+        """

@@ -12,6 +12,7 @@ from ddpm.diffusion import Diffusion
 from ddpm.elbo import Bound, CodeLength
 from ddpm.gaussian import bits_per_dim
 from ddpm.metrics import nll
+from ddpm.prediction import Clip, check_clip
 from ddpm.subject import Subject
 
 ESTIMATORS = ("sampled", "full")
@@ -25,12 +26,20 @@ def chain(subject: Subject) -> Diffusion:
     return subject.model if steps is None else subject.model.respace(steps)
 
 
+def clip(subject: Subject) -> Clip:
+    """Whether and how x^_0 is clipped: as is asked for, or as in the bits/dim of the training run."""
+    asked = subject.cfg.nll.clip
+    chosen = subject.config["evaluation"].get("clip", False) if asked is None else asked
+    check_clip("nll.clip", chosen)
+    return chosen
+
+
 @functools.lru_cache(maxsize=1)
 def full_bound(subject: Subject, n: int) -> Bound:
     """Every term for the first n images, computed once when two metrics ask."""
     cfg, share = subject.cfg, subject.share
     return nll.full(
-        chain(subject), subject.split, n, subject.seed, cfg.batch_size, cfg.nll.clip, share, progress=subject.leads
+        chain(subject), subject.split, n, subject.seed, cfg.batch_size, clip(subject), share, progress=subject.leads
     )
 
 
@@ -43,7 +52,7 @@ def choices(subject: Subject, model: Diffusion) -> dict[str, Any]:
         "given": subject.given,
         "T": model.T,
         "variance": subject.config["variance"]["_target_"].rsplit(".", 2)[-2],
-        "x_0_clipped": subject.cfg.nll.clip,
+        "x_0_clipped": clip(subject),
         "dtype": "float32",
     }
 
@@ -57,6 +66,7 @@ def prepare(subject: Subject) -> Callable[[Path], dict[str, Any]]:
         raise ValueError(f"nll.evaluations must be at least 3 for each image, got {options.evaluations}; 10 are usual")
     model = chain(subject)
     n = subject.count(options.n_images)
+    clip(subject)
 
     def run(folder: Path) -> dict[str, Any]:
         length: CodeLength
@@ -70,7 +80,7 @@ def prepare(subject: Subject) -> Callable[[Path], dict[str, Any]]:
                 subject.seed,
                 subject.cfg.batch_size,
                 options.evaluations,
-                options.clip,
+                clip(subject),
                 subject.share,
                 progress=subject.leads,
             )

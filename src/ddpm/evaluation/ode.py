@@ -23,10 +23,9 @@ def prepare(subject: Subject) -> Callable[[Path], dict[str, Any]]:
     options = cfg.ode
     if options.divergence not in DIVERGENCES:
         raise ValueError(f"ode.divergence must be {' or '.join(DIVERGENCES)}, got {options.divergence!r}")
-    if options.rtol <= 0 or options.atol <= 0:
+    if not (0 < options.rtol < math.inf and 0 < options.atol < math.inf):
         raise ValueError(f"ode.rtol and ode.atol must be above 0, got {options.rtol} and {options.atol}")
-    if model.T < 2:
-        raise ValueError("the probability-flow ODE needs a chain of at least 2 steps")
+    ode.check(model.process)
     n = subject.count(options.n_images)
 
     def run(folder: Path) -> dict[str, Any]:

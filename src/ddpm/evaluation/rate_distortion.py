@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm import plots, progressive
-from ddpm.evaluation.nll import chain, choices, full_bound
+from ddpm.evaluation.nll import chain, choices, clip, full_bound
 from ddpm.progress import Steps
 from ddpm.rate_distortion import rate_distortion
 from ddpm.sampler.base import Sampler
@@ -25,6 +25,7 @@ def prepare(subject: Subject) -> Callable[[Path], dict[str, Any]]:
     cfg = subject.cfg
     model = chain(subject)
     n = subject.count(cfg.rate_distortion.n_images)
+    clip(subject)
     sampler = subject.sampler
 
     def run(folder: Path) -> dict[str, Any]:

@@ -7,6 +7,8 @@ import shlex
 import signal
 import sys
 import warnings
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,16 +22,20 @@ from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig
 
 import ddpm.lit.callbacks
-from ddpm import build, checkpoint, processes, run_folder, speed
+from ddpm import build, checkpoint, printed, processes, rendezvous, run_folder, speed
+from ddpm.command import argument, command
 from ddpm.config import MODEL, STORED, plain
 from ddpm.data.batches import TrainBatches
 from ddpm.data.datamodule import DataModule
+from ddpm.data.images import not_compared, same
 from ddpm.data.source import Source
 from ddpm.ema import EMA
-from ddpm.lit import report
+from ddpm.lit import loggers, report
+from ddpm.lit.between_steps import BetweenSteps
 from ddpm.lit.callbacks.checkpoint import Checkpoint, WholeFiles
-from ddpm.lit.interrupt import Interrupt, Interrupted
+from ddpm.lit.interrupt import Interrupted, Signals
 from ddpm.lit.module import DDPM
+from ddpm.process import Process
 
 EXPECTED_WARNINGS = (
     r"Found \d+ module\(s\) in eval mode",  # the averaged network stays in evaluation mode
@@ -39,6 +45,7 @@ EXPECTED_WARNINGS = (
     r"It is recommended to use `self.log\('step'",  # the same on every process
 )
 GPU = ("cuda", "gpu")
+LOG = "train.log"
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
@@ -49,6 +56,7 @@ class Experiment(NamedTuple):
     module: DDPM
     data: DataModule
     config: dict[str, Any]
+    between: BetweenSteps
 
     def run(self) -> None:
         """Train, from the checkpoint if there is one.
@@ -58,19 +66,23 @@ class Experiment(NamedTuple):
         """
         for expected in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", expected)
+        for logger in self.trainer.loggers:
+            logger.log_hyperparams(self.config)
         if self.trainer.is_global_zero:
             report.summary(self.trainer, self.module, self.data, self.config)
+        signals = self.between.signals
+        signals.install()
         try:
             self.trainer.fit(self.module, datamodule=self.data, ckpt_path=self.config["ckpt"], weights_only=True)
             if self.trainer.is_global_zero:
                 report.results(self.trainer, self.module, self.config)
+            if signals.asked:  # amid the last checkpoint
+                sys.exit(128 + signals.asked)
         except Interrupted as stop:
-            print(_how_to_go_on(stop, self.trainer))
+            print(_how_to_go_on(stop, self.trainer, self.between.saved))
             sys.exit(128 + stop.signal)
         finally:
-            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, Interrupt):
-                    callback.restore()
+            signals.restore()
             for logger in self.trainer.loggers:
                 if isinstance(logger, WandbLogger) and self.trainer.is_global_zero:
                     logger.experiment.finish()  # else the next job of a sweep would write into the same run
@@ -93,43 +105,54 @@ def experiment(cfg: DictConfig) -> Experiment:
     module = _module(config, source)
     if config["compile"]:
         module.diffusion.network.compile()
-    trainer = _trainer(config, module.diffusion.T)
+    between = BetweenSteps(Signals(), partial(_begin, cfg, config))
+    trainer = _trainer(config, module.diffusion.process, between)
     total_batch = config["batch_size"] * trainer.world_size * trainer.accumulate_grad_batches
     module.config = _stored(config, source, module.diffusion.classes) | {"total_batch": total_batch}
     if config["ckpt"] is not None:
-        step = _check_resume(config, module.config, trainer.max_steps)
+        content = _check_resume(config, module.config, trainer.max_steps)
+        loggers.go_on(trainer.loggers, content.get("wandb_id"))
     data = DataModule(source, config["batch_size"], config["seed"], config["num_workers"])
     data.setup()
+    module.config["image"]["digest"] = processes.agreed(data.fingerprints() if trainer.is_global_zero else None)
+    if config["ckpt"] is not None:
+        _check_data(config, source, content["ddpm_config"]["image"], module.config["image"]["digest"])
     TrainBatches(len(data.train), config["batch_size"], config["seed"], world=trainer.world_size)  # that one fits
     speed.arrange(module, config["speed"], trainer.strategy.root_device)
-    if (
-        config["ckpt"] is not None
-        and trainer.is_global_zero
-        and run_folder.goes_on(config["ckpt"], config["output_dir"])
-    ):
-        run_folder.trim(Path(config["output_dir"]) / run_folder.METRICS, step)  # last, when nothing can be refused
-    return Experiment(trainer, module, data, config)
+    return Experiment(trainer, module, data, config, between)
 
 
 def train(cfg: DictConfig) -> None:
-    """Build a run, and train."""
-    experiment(cfg).run()
+    """Build a run, and train; the run's folder keeps what is printed, `train.log`."""
+    with printed.kept(Path(cfg.output_dir) / LOG) if processes.share().rank == 0 else nullcontext():
+        experiment(cfg).run()
 
 
-def _how_to_go_on(stop: Interrupted, trainer: lightning.Trainer) -> str:
+def _begin(cfg: DictConfig, config: dict[str, Any], rows: int | None) -> None:
+    """Write into the folder of the run what it starts with, and what it takes back of the run that it continues."""
+    folder = Path(config["output_dir"])
+    run_folder.describe(folder, cfg)
+    if rows is not None and run_folder.goes_on(config["ckpt"], folder):
+        run_folder.trim(folder / run_folder.METRICS, rows)
+
+
+def _how_to_go_on(stop: Interrupted, trainer: lightning.Trainer, step: int) -> str:
     """Where the checkpoint is, and the command that resumes it."""
-    folder = Path(os.path.relpath(trainer.default_root_dir))
     name = signal.Signals(stop.signal).name
-    if not (folder / run_folder.LAST).exists():
+    if step < 0:
         return f"{name}: stopped; there is no checkpoint to resume"
+    folder = os.path.relpath(trainer.default_root_dir)
+    place = [argument("ckpt", Path(folder) / run_folder.LAST), argument("hydra.run.dir", folder)]
     hydra = HydraConfig.get() if HydraConfig.initialized() else None
-    typed = [] if hydra is None else [each for each in hydra.overrides.task if not each.startswith("ckpt=")]
-    place = [f"ckpt={folder / run_folder.LAST}", f"hydra.run.dir={folder}"]
-    command = shlex.join(["python", "train.py", *place, *typed])
     if hydra is not None and hydra.mode == RunMode.MULTIRUN:
-        command = f"repeat the command with hydra.sweep.dir={os.path.relpath(hydra.sweep.dir)}"
-    saved = f"saved after step {trainer.global_step}" if stop.saved else "stopped at once"
-    return f"{name}: {saved}; to go on: {command}"
+        line = f"repeat the command with {argument('hydra.sweep.dir', os.path.relpath(hydra.sweep.dir))}"
+    elif rendezvous.started_together():
+        line = f"repeat the command with {' '.join(place)}"
+    else:
+        typed = [] if hydra is None else sys.argv[1:]
+        kept = [each for each in typed if each.lstrip("+").split("=")[0] not in ("ckpt", "hydra.run.dir")]
+        line = command("train", *place, *map(shlex.quote, kept))
+    return f"{name}: saved after step {step}; to go on: {line}"
 
 
 def _module(config: dict[str, Any], source: Source) -> DDPM:
@@ -151,14 +174,23 @@ def _module(config: dict[str, Any], source: Source) -> DDPM:
 
 def _stored(config: dict[str, Any], source: Source, classes: int) -> dict[str, Any]:
     """What a checkpoint holds of the configuration: what rebuilds and evaluates the model."""
-    fid = config["callbacks"].get("fid", {})
+    fid, bits_per_dim = (config["callbacks"].get(name, {}) for name in ("fid", "bits_per_dim"))
     return {key: config[key] for key in STORED & {*config}} | {
-        "image": {"shape": list(source.shape), "levels": source.levels, "classes": classes},
-        "evaluation": {"features": fid.get("features", "inception"), "n_samples": fid.get("n_samples")},
+        "image": {
+            "shape": list(source.shape),
+            "levels": source.levels,
+            "classes": classes,
+            "class_names": list(source.classes),
+        },
+        "evaluation": {
+            "features": fid.get("features", "inception"),
+            "n_samples": fid.get("n_samples"),
+            "clip": bits_per_dim.get("clip", False),
+        },
     }
 
 
-def _trainer(config: dict[str, Any], T: int) -> lightning.Trainer:
+def _trainer(config: dict[str, Any], process: Process, between: BetweenSteps) -> lightning.Trainer:
     options = dict(config["trainer"])
     max_steps = options.get("max_steps", -1)
     if max_steps < 1:
@@ -182,9 +214,9 @@ def _trainer(config: dict[str, Any], T: int) -> lightning.Trainer:
             f"{options['accumulate_grad_batches']}; give strategy.static_graph=false"
         )
     _match_processes(options)
-    build.sampler(config["sampler"], T)
-    callbacks = [*_callbacks(config, T), Interrupt()]
-    loggers = [build.instance(f"logger.{name}", node) for name, node in config["logger"].items()]
+    build.sampler(config["sampler"], process)
+    callbacks = [between, *_callbacks(config, process)]
+    chosen_loggers = [build.instance(f"logger.{name}", node) for name, node in config["logger"].items()]
     fixed = {
         "max_epochs": -1,
         "check_val_every_n_epoch": None,
@@ -202,7 +234,7 @@ def _trainer(config: dict[str, Any], T: int) -> lightning.Trainer:
             f"trainer.{name} is set by ddpm itself; trainer.max_steps is the length of a run, the groups callbacks, "
             f"logger and strategy say what is shown and kept, and how processes share the work"
         )
-    trainer: lightning.Trainer = build.instance("trainer", options, callbacks=callbacks, logger=loggers, **fixed)
+    trainer: lightning.Trainer = build.instance("trainer", options, callbacks=callbacks, logger=chosen_loggers, **fixed)
     return trainer
 
 
@@ -220,7 +252,7 @@ def _match_processes(options: dict[str, Any]) -> None:
         )
 
 
-def _callbacks(config: dict[str, Any], T: int) -> list[lightning.Callback]:
+def _callbacks(config: dict[str, Any], process: Process) -> list[lightning.Callback]:
     """The callbacks that are chosen; an experiment may hold settings of others, which have no target then."""
     known = sorted(module.name for module in pkgutil.iter_modules(ddpm.lit.callbacks.__path__))
     built = []
@@ -228,14 +260,14 @@ def _callbacks(config: dict[str, Any], T: int) -> list[lightning.Callback]:
         if "_target_" not in node and name not in known:
             raise ValueError(f"callbacks.{name} has no _target_; the callbacks are {', '.join(known)}")
         if "sampler" in node:
-            build.sampler(node["sampler"], T)
+            build.sampler(node["sampler"], process)
         if "_target_" in node:
             built.append(build.instance(f"callbacks.{name}", node))
     return built
 
 
-def _check_resume(config: dict[str, Any], here: dict[str, Any], max_steps: int) -> int:
-    """The step of the checkpoint, which must have been trained as is configured; where the data lies may differ."""
+def _check_resume(config: dict[str, Any], here: dict[str, Any], max_steps: int) -> dict[str, Any]:
+    """The content of the checkpoint, which must have been trained as is configured; where the data lies may differ."""
     content = checkpoint.read(Path(config["ckpt"]), trusted=_packages(config))
     trained = content["ddpm_config"]
 
@@ -257,7 +289,24 @@ def _check_resume(config: dict[str, Any], here: dict[str, Any], max_steps: int) 
             f"ckpt={config['ckpt']} has been trained for {content['global_step']} steps already; "
             f"give a trainer.max_steps above that"
         )
-    return int(content["global_step"])
+    return content
+
+
+def _check_data(config: dict[str, Any], source: Source, before: Any, digest: dict[str, Any]) -> None:
+    """Refuse to resume on other data than the checkpoint's, unless that is asked for; say if that cannot be told."""
+    if config["other_data"]:
+        return
+    build.check_classes(source, before)
+    for split, here in digest.items():
+        kept = before.get("digest", {}).get(split)
+        alike = same(kept, here)
+        if alike is False:
+            raise ValueError(
+                f"ckpt={config['ckpt']} was trained with other {split} images ({kept['n']:,} then, {here['n']:,} here; "
+                f"pixels, labels or files differ); give it those, or go on with these by other_data=true"
+            )
+        if alike is None and processes.share().rank == 0:
+            print(f"data: {not_compared(split)}")
 
 
 def _packages(config: Any) -> list[str]:

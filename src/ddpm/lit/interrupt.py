@@ -1,58 +1,45 @@
-"""Ctrl-C and SIGTERM: finish the step, save a checkpoint, stop."""
+"""Ctrl-C and SIGTERM."""
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-import lightning
-
-from ddpm.lit.callbacks.checkpoint import Checkpoint
-from ddpm.lit.module import DDPM
-from ddpm.processes import most, share
+from ddpm.processes import share
 
 
 class Interrupted(BaseException):
-    """Training was asked to stop.
+    """Training was asked to stop, and what had been reached is in a checkpoint.
 
     Attributes:
         signal: which signal asked.
-        saved: whether a checkpoint was written for it.
     """
 
-    def __init__(self, signum: int, saved: bool) -> None:
+    def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
         self.signal = signum
-        self.saved = saved
 
 
-class Interrupt(lightning.Callback):
-    """Stops at the same step on all processes; a second signal, or one outside of the steps, stops at once."""
+class Signals:
+    """The signals that ask a run to stop: the first is obeyed, further ones change nothing.
+
+    Attributes:
+        asked: the signal that has come; 0 if none has.
+        held: whether whoever runs looks at `asked` in time; otherwise the signal raises Interrupted where it comes.
+    """
 
     def __init__(self) -> None:
-        self._signal = 0
-        self._stepping = False
+        self.asked = 0
+        self.held = False
         self._before: dict[int, Any] = {}
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: DDPM) -> None:  # type: ignore[override]
-        # After Lightning has set its own handlers, which would stop the processes at different steps.
+    def install(self) -> None:
+        """Take the signals over."""
         for signum in (signal.SIGINT, signal.SIGTERM):
-            self._before[signum] = signal.signal(signum, self._handle)
-        self._stepping = True
-
-    def on_train_batch_start(  # type: ignore[override]
-        self, trainer: lightning.Trainer, pl_module: DDPM, batch: Any, batch_idx: int
-    ) -> None:
-        if batch_idx % trainer.accumulate_grad_batches == 0 and (signum := most(self._signal)):
-            saving = [callback for callback in trainer.callbacks if isinstance(callback, Checkpoint)]  # type: ignore[attr-defined]
-            for callback in saving:
-                callback.run(trainer, pl_module)
-            raise Interrupted(signum, bool(saving))
-
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: DDPM) -> None:  # type: ignore[override]
-        self._stepping = False
-        if self._signal:
-            raise Interrupted(self._signal, False)
+            before = signal.signal(signum, self._handle)
+            self._before.setdefault(signum, before)
 
     def restore(self) -> None:
         """Put the handlers back that were there before."""
@@ -60,10 +47,22 @@ class Interrupt(lightning.Callback):
             signal.signal(signum, handler)
         self._before = {}
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """A block that a signal may cut, since it can be repeated from the last checkpoint."""
+        self.held = False
+        try:
+            if self.asked:
+                raise Interrupted(self.asked)
+            yield
+        finally:
+            self.held = True
+
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if self._signal or not self._stepping:
-            raise Interrupted(signum, False)
-        self._signal = signum
-        if share().rank == 0:
-            said = f"\n{signal.Signals(signum).name}: stopping after this step; once more to stop at once\n"
-            os.write(2, said.encode())  # print is not to be used amid another print, where a signal may come
+        first, self.asked = not self.asked, self.asked or signum
+        if first and not self.held:
+            raise Interrupted(signum)
+        if self.held and share().rank == 0:
+            how = "stopping after this step" if first else r"the step is not done yet; Ctrl-\ ends without saving it"
+            # print is not to be used amid another print, where a signal may come
+            os.write(2, f"\n{signal.Signals(signum).name}: {how}\n".encode())

@@ -3,12 +3,21 @@
 import csv
 import netrc
 import os
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+
+from ddpm.processes import share
 
 
 class _Appending(ExperimentWriter):
@@ -35,29 +44,105 @@ class CSV(CSVLogger):
             self._experiment = _Appending(self.log_dir)
         return self._experiment  # type: ignore[return-value]
 
+    def log_hyperparams(self, params: Any = None) -> None:
+        """Nothing: the configuration lies in `.hydra/`."""
 
-def wandb_logger(save_dir: str, offline: bool | None = None, **options: Any) -> WandbLogger:
-    """A W&B logger that never asks for a key: without one it writes offline, for `wandb sync` later.
+
+def wandb_logger(
+    save_dir: str,
+    offline: bool | None = None,
+    name: str | None = None,
+    group: str | None = None,
+    job_type: str = "train",
+    **options: Any,
+) -> WandbLogger:
+    """A W&B logger that never asks for a key and never waits for a network.
 
     Args:
         save_dir: the run's folder.
-        offline: None to decide by whether there is a key and WANDB_MODE.
+        offline: write offline, for `wandb sync` later. None obeys `WANDB_MODE` and `WANDB_DISABLED`; where they say
+            nothing, a run is online if there is a key and W&B answers.
+        name: of the run; None for what was overridden.
+        group: of runs; None for the sweep that this one belongs to.
+        job_type: what the run does.
         options: of `WandbLogger`.
     """
-    if offline is None:
-        offline = os.environ.get("WANDB_MODE", "online") == "offline" or not _has_key()
-    if offline:
+    mode = _mode() if offline is None else "offline" if offline else "online"
+    told_name, told_group = _from_hydra()
+    return WandbLogger(
+        name=name or told_name,
+        save_dir=save_dir,
+        offline=mode == "offline",
         # Lightning sets WANDB_MODE, which comes too late if wandb has read its settings before.
-        options["mode"] = "offline"
-    return WandbLogger(save_dir=save_dir, offline=offline, **options)
+        mode=mode,
+        group=group or told_group,
+        job_type=job_type,
+        **options,
+    )
 
 
-def _has_key() -> bool:
+def run_id(loggers: Iterable[Logger]) -> str | None:
+    """The id of the W&B run, for a checkpoint; None without one."""
+    return next((logger.version for logger in loggers if isinstance(logger, WandbLogger)), None)
+
+
+def go_on(loggers: Iterable[Logger], id: str | None) -> None:
+    """Let W&B continue the run of a checkpoint, unless another one is asked for; before the first use of the logger."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger) and logger.version is None:
+            logger._id = logger._wandb_init["id"] = id
+
+
+def _from_hydra() -> tuple[str | None, str | None]:
+    """What was overridden, in at most the 128 characters that W&B takes, and the sweep."""
+    if not HydraConfig.initialized():
+        return None, None
+    hydra = HydraConfig.get()
+    typed = [each for each in hydra.overrides.task if each.split("=")[0].lstrip("+~") not in ("ckpt", "logger")]
+    group = Path(hydra.sweep.dir).name if hydra.mode == RunMode.MULTIRUN else None
+    return (" ".join(typed) or str(hydra.runtime.choices["data"]))[:128], group
+
+
+def _mode() -> str:
+    """`online`, `offline` or `disabled`."""
+    if os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "on"):
+        return "disabled"
+    if chosen := os.environ.get("WANDB_MODE"):
+        return {"dryrun": "offline"}.get(chosen, chosen)
+    host = os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
+    if not _has_key(host):
+        return "offline"
+    if _answers(host):
+        return "online"
+    if share().rank == 0:
+        print(f"W&B: {host} does not answer; this run is written offline, for `wandb sync`")
+    return "offline"
+
+
+def _has_key(host: str) -> bool:
     """Whether a key is in the environment, or in the file that `wandb login` writes."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname
     try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host or "") is not None
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(urlparse(host).hostname or "") is not None
     except (OSError, netrc.NetrcParseError):
         return False
+
+
+def _answers(host: str, seconds: float = 5.0) -> bool:
+    """Whether a server says anything in time; looking up its name has no time limit of its own."""
+    answered = threading.Event()
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(host, timeout=seconds).close()
+        except urllib.error.HTTPError:
+            pass
+        except (OSError, ValueError):
+            return
+        answered.set()
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(seconds)
+    return answered.is_set()

@@ -17,6 +17,7 @@ from ddpm.conditioning.none import Unconditional
 from ddpm.data.datamodule import Batch
 from ddpm.diffusion import Diffusion
 from ddpm.ema import EMA
+from ddpm.lit.loggers import run_id
 from ddpm.lit.quartiles import NEVER, QuartileLoss
 from ddpm.loss.base import Loss
 from ddpm.noise import IndexedNoise, Stream, seed_from
@@ -71,6 +72,7 @@ class DDPM(lightning.LightningModule):
         self.quartiles = QuartileLoss(diffusion.T)
         self.validation_loss = MeanMetric()
         self.results: dict[str, float] = {}
+        self._step: dict[str, Tensor | float] = {}
 
     @property
     def averaged(self) -> Diffusion:
@@ -87,7 +89,7 @@ class DDPM(lightning.LightningModule):
         losses = self.losses(self.diffusion.given(label), batch.x_0, t, noise)
         if self.time_sampler.learns:
             self.time_sampler.update(*(values.flatten() for values in self.all_gather((t, losses.detach()))))
-        self.quartiles.update(t, losses, weight, self.global_step)
+        self.quartiles.update(t, self.loss.logged(losses, self.diffusion.T), weight, self.global_step)
         return (weight * losses).mean()
 
     def losses(self, diffusion: Diffusion, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -109,7 +111,7 @@ class DDPM(lightning.LightningModule):
         fraction = (batch.index.double() * 0.6180339887498949) % 1
         t = (fraction * self.diffusion.T).long() + 1
         losses = self.losses(self.averaged.given(batch.label), batch.x_0, t, noise(0))
-        self.validation_loss.update(losses)
+        self.validation_loss.update(self.loss.logged(losses, self.diffusion.T))
         self.log("val/loss", self.validation_loss, prog_bar=True)
         self.log("step", float(self.global_step), batch_size=len(losses))
 
@@ -127,9 +129,26 @@ class DDPM(lightning.LightningModule):
             for name, mean in self.quartiles.compute().items():
                 self.log(f"train/{name}", mean, prog_bar=name == "loss")
             self.quartiles.reset()
+            self.log_dict({f"train/{name}": value for name, value in self._step.items()})
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradients, and keep the norm that they had before."""
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        norm = nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
+        self._step["gradient_norm"] = norm
+        if gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
+            nn.utils.clip_grads_with_norm_(weights, gradient_clip_val, norm)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """A step of the optimizer, which the averaged weights follow."""
+        self._step["learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         super().optimizer_step(*args, **kwargs)
         self.ema.update(self.diffusion.network, updates=self.global_step)
 
@@ -142,8 +161,9 @@ class DDPM(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warm_up, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store what rebuilds the model, and the losses since they were logged last, over all processes."""
+        """Store what rebuilds the model, the W&B run, and the losses of all processes since they were logged last."""
         checkpoint["ddpm_config"] = self.config
+        checkpoint["wandb_id"] = run_id(self.trainer.loggers)
         checkpoint["unlogged"] = {name: summed(getattr(self.quartiles, name)) for name in ("total", "weight")}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -185,9 +205,12 @@ class DDPM(lightning.LightningModule):
             raise ValueError(f"weights are not finite numbers after step {self.global_step}; {remedy}")
 
     def _generators(self, step: int, part: int) -> tuple[torch.Generator, torch.Generator]:
-        """Noise of this rank and of all ranks together at a micro-batch; dropout follows this rank's too."""
-        key = seed_from(self.seed, Stream.TRAINING, step, part, self.global_rank + 1)
-        torch.manual_seed(key)
-        own = torch.Generator(self.device).manual_seed(key)
-        shared = torch.Generator(self.device).manual_seed(seed_from(self.seed, Stream.TRAINING, step, part, 0))
+        """Noise of this rank and of all ranks together at a micro-batch; the dropout of this rank is seeded too."""
+
+        def key(stream: Stream, rank: int) -> int:
+            return seed_from(self.seed, stream, step, part, rank)
+
+        torch.manual_seed(key(Stream.DROPOUT, self.global_rank + 1))
+        own = torch.Generator(self.device).manual_seed(key(Stream.TRAINING, self.global_rank + 1))
+        shared = torch.Generator(self.device).manual_seed(key(Stream.TRAINING, 0))
         return own, shared

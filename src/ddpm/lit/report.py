@@ -2,15 +2,19 @@
 
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
 import lightning
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ddpm import speed
+from ddpm.command import argument, command, shown
 from ddpm.data.datamodule import DataModule
+from ddpm.data.names import numbered
 from ddpm.files import written
 from ddpm.lit.module import DDPM
 from ddpm.run_folder import LAST, METRICS, RESULTS, comparable
@@ -48,8 +52,12 @@ def summary(trainer: lightning.Trainer, module: DDPM, data: DataModule, config: 
         f"{trainer.world_size} process(es) on {trainer.accelerator.__class__.__name__.removesuffix('Accelerator')}, "
         f"precision {trainer.precision}, {kernels} (speed={config['speed']})",
     }
+    if data.source.classes:
+        rows["classes"] = f"{len(data.source.classes)}: {escape(numbered(data.source.classes))}"
     _table("Experiment", rows)
-    print(f"folder: {os.path.relpath(trainer.default_root_dir)}")
+    for note in data.source.notes:
+        print(f"data: {note}")
+    print(f"folder: {shown(trainer.default_root_dir)}")
 
 
 LABELS = {
@@ -87,6 +95,7 @@ def results(trainer: lightning.Trainer, module: DDPM, config: dict[str, Any]) ->
     _table(f"Results after {trainer.global_step:,} steps", rows)
     for name, path in found.items():
         if path is not None and path.exists():
-            print(f"{name}: {path}")
+            print(f"{name}: {shown(path)}")
     if (folder / LAST).exists():
-        print(f"evaluate: python evaluate.py ckpt={folder / LAST} metrics=[fid,is,nll]")
+        metrics = shlex.quote("metrics=[fid,is,nll]")
+        print(f"evaluate: {command('evaluate', argument('ckpt', folder / LAST), metrics)}")

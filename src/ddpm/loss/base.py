@@ -25,6 +25,10 @@ class Loss(ABC):
             x_0: clean images in [-1, 1], shape (B, C, H, W).
         """
 
+    def logged(self, losses: Tensor, T: int) -> Tensor:
+        """What these losses on a chain of T steps are logged as, shape (B,)."""
+        return losses
+
 
 class WeightedError(Loss):
     """w_t ||y_t - y^_t||^2, averaged over dimensions, in the network's own output."""

@@ -1,5 +1,7 @@
 """L_hybrid, Nichol & Dhariwal 2021, Eq. 16."""
 
+import math
+
 from torch import Tensor
 
 from ddpm.loss.base import Loss
@@ -11,6 +13,9 @@ from ddpm.prediction import Prediction
 class Hybrid(Loss):
     """L_simple + lambda L_vlb, where L_vlb trains the variance alone: the mean is detached in it.
 
+    L_vlb is T times the term of time t, an estimate of the whole bound in bits/dim: with lambda = 0.001 the weight of a
+    term is T / 1000, that of the published code.
+
     Args:
         vlb_weight: lambda, > 0; the paper uses 0.001.
     """
@@ -19,7 +24,7 @@ class Hybrid(Loss):
     needs_learned_variance = True
 
     def __init__(self, vlb_weight: float = 0.001) -> None:
-        if vlb_weight <= 0:
+        if not 0 < vlb_weight < math.inf:
             raise ValueError(
                 f"vlb_weight must be positive, got {vlb_weight}; Nichol & Dhariwal use 0.001, and loss=simple is 0"
             )
@@ -28,4 +33,5 @@ class Hybrid(Loss):
         self.vlb = VLB()
 
     def __call__(self, prediction: Prediction, x_0: Tensor) -> Tensor:
-        return self.simple(prediction, x_0) + self.vlb_weight * self.vlb(prediction.with_mean_detached(), x_0)
+        term = self.vlb(prediction.with_mean_detached(), x_0)
+        return self.simple(prediction, x_0) + self.vlb_weight * prediction.diffusion.T * term

@@ -16,7 +16,7 @@ class MinSNR(WeightedError):
     """
 
     def __init__(self, gamma: float = 5.0) -> None:
-        if gamma <= 0:
+        if not gamma > 0:
             raise ValueError(f"gamma must be positive, got {gamma}; Hang et al. use 5")
         self.gamma = gamma
 

@@ -1,5 +1,7 @@
 """P2 weighting, Choi et al. 2022."""
 
+import math
+
 from torch import Tensor
 
 from ddpm.diffusion import Diffusion
@@ -18,7 +20,7 @@ class P2(WeightedError):
     """
 
     def __init__(self, k: float = 1.0, gamma: float = 1.0) -> None:
-        if k <= 0 or gamma < 0:
+        if not (0 < k < math.inf and 0 <= gamma < math.inf):
             raise ValueError(f"k must be positive and gamma at least 0, got k={k}, gamma={gamma}; Choi et al. use 1, 1")
         self.k = k
         self.gamma = gamma

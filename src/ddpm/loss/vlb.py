@@ -9,10 +9,16 @@ from ddpm.prediction import Prediction
 
 
 class VLB(Loss):
-    """T times the exact term of time t: with t uniform, an unbiased estimate of the bound without L_T, in bits/dim."""
+    """The exact term of time t in bits/dim, as the code of Ho et al. minimises it (`loss_type="kl"`).
+
+    With t uniform, T times its mean is an unbiased estimate of the bound without L_T: that is logged. The factor stays
+    out of the gradients, which `trainer.gradient_clip_val` would cut at every step.
+    """
 
     trains_variance = True
 
     def __call__(self, prediction: Prediction, x_0: Tensor) -> Tensor:
-        nats = elbo.term(prediction, x_0) * prediction.diffusion.T
-        return bits_per_dim(nats, x_0[0].numel()).to(x_0.dtype)
+        return bits_per_dim(elbo.term(prediction, x_0), x_0[0].numel()).to(x_0.dtype)
+
+    def logged(self, losses: Tensor, T: int) -> Tensor:
+        return T * losses

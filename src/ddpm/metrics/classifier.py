@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import register_feature_extractor
-from tqdm import tqdm
 
+from ddpm import progress
 from ddpm.cache import kept
 from ddpm.data.scaling import as_uint8
 from ddpm.metrics.weights import load_weights
@@ -171,7 +171,7 @@ def _fit(net: nn.Sequential, images: LabelledImages, levels: int) -> None:
     optimizer = torch.optim.Adam(net.parameters(), lr=RECIPE["lr"])
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RECIPE["lr"], epochs * steps)
     net.train()
-    bar = tqdm(total=epochs * steps, desc="training the classifier", leave=False, disable=None)
+    bar = progress.bar("training the classifier", epochs * steps, leave=False)
     with torch.enable_grad(), bar:
         for _ in range(epochs):
             for indices in torch.split(torch.randperm(n, generator=generator), batch)[:steps]:

@@ -1,6 +1,6 @@
 """Values of indexed images, gathered from all processes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ class Gathered(Metric):
     def __init__(self, names: Sequence[str], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.names = tuple(names)
+        self.shapes: dict[str, torch.Size] = {}
         for name in (*self.names, "index"):
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
@@ -35,7 +36,13 @@ class Gathered(Metric):
                     f"{len(values[name])} values of {name} came with {len(index)} indices; give one for each"
                 )
             getattr(self, name).append(values[name].to(self.device))
+            self.shapes[name] = values[name].shape[1:]
         self.index.append(index.to(self.device))  # type: ignore[operator, union-attr]
+
+    def _wrap_compute(self, compute: Callable[[], dict[str, Tensor]]) -> Callable[[], dict[str, Tensor]]:
+        """torchmetrics' own, which makes a scalar of a tensor of one number; here the shapes are kept."""
+        wrapped = super()._wrap_compute(compute)
+        return lambda: {name: value.reshape(-1, *self.shapes[name]) for name, value in wrapped().items()}
 
     def compute(self) -> dict[str, Tensor]:
         """Each of the named values, shape (N, ...), of the N distinct indices in their order."""

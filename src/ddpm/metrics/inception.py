@@ -126,6 +126,7 @@ def _rectified(conv: nn.Conv2d) -> nn.Module:
 
 
 @functools.lru_cache(8)
+@torch.inference_mode(False)  # else the first use inside it would decide for all
 def _interpolation(size: int, out: int, device: torch.device) -> Tensor:
     """The matrix (out, size) of bilinear interpolation as in TensorFlow 1: pixel i lies at i size / out."""
     place = torch.arange(out, dtype=torch.float32) * torch.tensor(size / out)

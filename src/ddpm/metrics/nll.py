@@ -16,6 +16,7 @@ from ddpm.diffusion import Diffusion
 from ddpm.elbo import Bound, bound
 from ddpm.metrics.gathered import Gathered
 from ddpm.noise import IndexedNoise, Stream
+from ddpm.prediction import Clip
 from ddpm.progress import Steps
 from ddpm.sampled_bound import Proposal, SampledBound, pilot, pilot_times, proposal, sampled_bound
 from ddpm.share import ALONE, Share
@@ -29,7 +30,7 @@ def full(
     n: int,
     seed: int,
     batch_size: int,
-    clip: bool = False,
+    clip: Clip = False,
     share: Share = ALONE,
     progress: bool = False,
 ) -> Bound:
@@ -41,7 +42,7 @@ def full(
         n: number of images, of all processes together.
         seed: of the noise.
         batch_size: images at a time.
-        clip: clip x^_0 to [-1, 1].
+        clip: clip x^_0 to [-1, 1] (see `Prediction`).
         share: of this process.
         progress: whether to show it.
     """
@@ -61,7 +62,7 @@ def sampled(
     seed: int,
     batch_size: int,
     evaluations: int,
-    clip: bool = False,
+    clip: Clip = False,
     share: Share = ALONE,
     progress: bool = False,
 ) -> SampledBound:
@@ -74,7 +75,7 @@ def sampled(
         seed: of the noise and the times.
         batch_size: images at a time.
         evaluations: of the network for each image, at least 3.
-        clip: clip x^_0 to [-1, 1].
+        clip: clip x^_0 to [-1, 1] (see `Prediction`).
         share: of this process.
         progress: whether to show it.
     """
@@ -92,7 +93,7 @@ def sampled(
 
 
 def _proposal(
-    diffusion: Diffusion, images: Images, n: int, seed: int, evaluations: int, clip: bool, steps: Steps
+    diffusion: Diffusion, images: Images, n: int, seed: int, evaluations: int, clip: Clip, steps: Steps
 ) -> Proposal:
     """From the first n images in one batch, so that it is the same on every process and for every batch size."""
     if evaluations >= diffusion.T:

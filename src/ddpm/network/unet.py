@@ -155,5 +155,7 @@ class UNet(nn.Module):
             raise ValueError(f"attention at {unknown} is never reached; the levels of this network are {list(sizes)}")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {dropout}; Ho et al. use 0.1 on CIFAR10")
+        if width < 4 or groups < 1:
+            raise ValueError(f"width must be at least 4, for the time, and groups at least 1, got {width} and {groups}")
         if width % groups or width % 2:
             raise ValueError(f"width must be even and divisible by groups={groups}, got {width}")

@@ -15,7 +15,7 @@ class GaussianBlur(Blur):
     """
 
     def __init__(self, width: float = 1.5) -> None:
-        if width <= 0:
+        if not 0 < width < math.inf:
             raise ValueError(f"operator.width must be above 0, got {width}")
         radius = math.ceil(3 * width)
         along = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float64) / width) ** 2)

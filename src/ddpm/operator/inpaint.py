@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from ddpm.data.decode import read
 from ddpm.operator.base import LinearOperator
 
 MASKS = ("box", "half", "random")
@@ -19,7 +19,7 @@ class Inpaint(LinearOperator):
 
     Args:
         mask: `box`, a square in the middle is unknown; `half`, the right half is; `random`, a fraction of the pixels
-            is; or a picture's path, whose black pixels are unknown.
+            is; or a picture's path, whose black pixels are unknown (read by the rule of ddpm.data.decode).
         size: side of the box, in pixels; None for half the image's.
         fraction: of the pixels that `random` hides, in (0, 1).
         seed: of `random`.
@@ -40,6 +40,7 @@ class Inpaint(LinearOperator):
             raise ValueError(f"operator.size must be at most {min(shape[1:])}, the side of the images, got {self.size}")
         self.known(shape[1], shape[2])
 
+    @torch.inference_mode(False)
     def _known(self, height: int, width: int) -> Tensor:
         """m, shape (H, W), 0 or 1."""
         known = torch.ones(height, width)
@@ -54,13 +55,13 @@ class Inpaint(LinearOperator):
             order = torch.randperm(height * width, generator=generator)
             known.view(-1)[order[: round(self.fraction * height * width)]] = 0
         else:
-            with Image.open(self.mask) as picture:
-                if picture.size != (width, height):
-                    raise ValueError(
-                        f"operator.mask={self.mask} is {picture.size[0]} x {picture.size[1]}, but the images are "
-                        f"{width} x {height}; give a picture of that size"
-                    )
-                known = torch.from_numpy(np.asarray(picture.convert("L")) > 127).float()
+            picture = read(Path(self.mask))
+            if picture.size != (width, height):
+                raise ValueError(
+                    f"operator.mask={self.mask} is {picture.size[0]} x {picture.size[1]}, but the images are "
+                    f"{width} x {height}; give a picture of that size"
+                )
+            known = torch.from_numpy(np.asarray(picture.convert("L")) > 127).float()
         return known
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -18,6 +18,8 @@ class MotionBlur(Blur):
     def __init__(self, length: int = 7, angle: float = 30.0) -> None:
         if length < 2:
             raise ValueError(f"operator.length must be at least 2, got {length}")
+        if not math.isfinite(angle):
+            raise ValueError(f"operator.angle must be a number of degrees, got {angle}")
         radius = math.ceil((length - 1) / 2)
         kernel = torch.zeros(2 * radius + 1, 2 * radius + 1, dtype=torch.float64)
         direction = (-math.sin(math.radians(angle)), math.cos(math.radians(angle)))

@@ -20,9 +20,25 @@ from ddpm.tables import Affine, over_time
 class Parameterization(ABC):
     """y_t = a_t x_0 + b_t x_t."""
 
+    is_mean: bool = False
+    """Whether y_t is the mean of p(x_{t-1} | x_t)."""
+
     @abstractmethod
     def coefficients(self, at: Coefficients) -> tuple[Tensor, Tensor]:
         """a_t and b_t at some times, from the tables of the process that the network is trained on, float64, (S,)."""
+
+    def check(self, process: Process) -> None:
+        """Raises ValueError unless x^_0 can be computed, in float32, at every time of a chain."""
+        a, _ = self.coefficients(process.origin.coefficients(process.times[1:]))
+        lost = ~(1 / a.float()).isfinite()
+        if lost.any():
+            t = int(lost.nonzero()[0]) + 1
+            name = type(self).__name__.lower()
+            raise ValueError(
+                f"parameterization={name} says nothing of the image at t = {float(process.times[t]):g}, where x_t is "
+                f"noise alone (alpha_bar = {process.alpha_bar[t]:.3g}); choose parameterization=v or x0, or a "
+                f"schedule that leaves more of the image, with a smaller beta_T or beta_max"
+            )
 
     def map_to(self, other: "Parameterization", at: Coefficients) -> tuple[Tensor, Tensor]:
         """k_y and k_x of y' = k_y y + k_x x_t, this prediction expressed in another parameterization, each (S,)."""

@@ -9,5 +9,7 @@ from ddpm.process import Coefficients
 class Mu(Parameterization):
     """mu_tilde = c_0 x_0 + c_t x_t, Eq. 7."""
 
+    is_mean = True
+
     def coefficients(self, at: Coefficients) -> tuple[Tensor, Tensor]:
         return at.c_0, at.c_t

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ddpm import spacing
 from ddpm.diffusion import Diffusion
-from ddpm.prediction import Prediction
+from ddpm.prediction import Clip, Prediction, check_clip
+from ddpm.process import Process
 from ddpm.tables import same
 
 Noise = Callable[[int], Tensor]
@@ -35,16 +36,19 @@ class Sampler(ABC):
 
     Args:
         steps: length of the chain, at most the trained one; None for as many.
-        clip: clip x^_0 to [-1, 1]; or a quantile in (0, 1), such as 0.995, for dynamic thresholding (see `Prediction`).
+        clip: clip x^_0 to [-1, 1]; or "published", but not the mean that a mu model predicts; or a quantile in (0, 1),
+            such as 0.995, for dynamic thresholding (see `Prediction`).
         spacing: which times the chain visits, a name in `spacing.SPACINGS`.
     """
 
-    def __init__(self, steps: int | None = None, clip: bool | float = True, spacing: str = "uniform") -> None:
+    needs_signal: bool = False
+    """Whether the first step is infinite where x_T is noise alone, alpha_bar_T = 0."""
+
+    def __init__(self, steps: int | None = None, clip: Clip = True, spacing: str = "uniform") -> None:
         if steps is not None and steps < 1:
             raise ValueError(f"steps must be at least 1, or null for the whole chain, got {steps}")
         check_spacing(spacing)
-        if not isinstance(clip, bool) and not 0 < clip < 1:
-            raise ValueError(f"sampler.clip must be true, false, or a quantile in (0, 1) such as 0.995, got {clip}")
+        check_clip("sampler.clip", clip)
         self.steps = steps
         self.clip = clip
         self.spacing = spacing
@@ -110,8 +114,22 @@ class Sampler(ABC):
             x = state.x
         return x
 
+    def check(self, process: Process) -> None:
+        """Raises ValueError unless the chain can be sampled."""
+        if self.steps is not None and self.steps > process.T:
+            raise ValueError(
+                f"sampler.steps={self.steps} is more than schedule.T={process.T}; choose at most {process.T}, or null "
+                f"for all"
+            )
+        if self.needs_signal and process.zero_terminal_snr:
+            raise ValueError(
+                f"{type(self).__name__} cannot start from a terminal SNR of zero (beta_T = 1), where its first step is "
+                f"infinite; choose sampler=ancestral, ddim or dpm_solver"
+            )
+
     def chain(self, diffusion: Diffusion) -> Diffusion:
         """The model on the chain that is sampled."""
+        self.check(diffusion.process)
         if self.steps is None and self.spacing == "uniform":
             return diffusion
         times = spacing.SPACINGS[self.spacing](diffusion.process, self.steps or diffusion.T)

@@ -1,9 +1,10 @@
 """Denoising diffusion implicit models, Song, Meng & Ermon 2021."""
 
+import torch
 from torch import Tensor
 
 from ddpm.diffusion import Diffusion
-from ddpm.prediction import Prediction
+from ddpm.prediction import Clip, Prediction
 from ddpm.sampler.base import Noise, Sampler, State
 
 
@@ -17,9 +18,7 @@ class DDIM(Sampler):
         others: as in `Sampler`.
     """
 
-    def __init__(
-        self, steps: int | None = None, clip: bool | float = True, spacing: str = "uniform", eta: float = 0.0
-    ) -> None:
+    def __init__(self, steps: int | None = None, clip: Clip = True, spacing: str = "uniform", eta: float = 0.0) -> None:
         super().__init__(steps, clip, spacing)
         if not 0 <= eta <= 1:
             raise ValueError(f"eta must be in [0, 1], got {eta}; 0 is deterministic, 1 ancestral")
@@ -34,6 +33,8 @@ class DDIM(Sampler):
             return at.x_0
         process = chain.process
         s = self.eta * (0.5 * process.log_beta_tilde[step]).exp()
-        along = (process.sigma[step - 1] ** 2 - s**2).clamp(min=0).sqrt()
+        # 1 - alpha_bar' - s^2, without the cancellation at eta = 1.
+        deterministic, ancestral = process.sigma[step - 1], process.c_t[step] * process.sigma[step]
+        along = torch.lerp(deterministic**2, ancestral**2, self.eta**2).sqrt()
         x = process.sqrt_alpha_bar[step - 1] * at.x_0 + along * at.eps
         return x + s * noise(step) if self.eta > 0 else x

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ddpm.diffusion import Diffusion
-from ddpm.prediction import Prediction
+from ddpm.prediction import Clip, Prediction
 from ddpm.sampler.base import Noise, Sampler, State
 
 
@@ -25,7 +25,7 @@ class DPMSolver(Sampler):
     def __init__(
         self,
         steps: int | None = None,
-        clip: bool | float = True,
+        clip: Clip = True,
         spacing: str = "log_snr",
         order: int = 2,
         stochastic: bool = False,
@@ -44,13 +44,13 @@ class DPMSolver(Sampler):
         if step == 1:
             return at.x_0  # sigma' = 0
         process = chain.process
-        half_log_snr = 0.5 * process.snr.log()
-        h = half_log_snr[step - 1] - half_log_snr[step]
+        log_snr = process.lambda_t
+        h = 0.5 * (log_snr[step - 1] - log_snr[step])
         alpha, sigma = process.sqrt_alpha_bar[step - 1], process.sigma[step - 1]
         decay = sigma / process.sigma[step]
         x_0 = at.x_0
         if self.order == 2 and before is not None:
-            h_before = half_log_snr[step] - half_log_snr[step + 1]
+            h_before = 0.5 * (log_snr[step] - log_snr[step + 1])
             x_0 = x_0 + 0.5 * h / h_before * (x_0 - before.x_0)
         if self.stochastic:
             fresh = -torch.expm1(-2 * h)

@@ -4,14 +4,16 @@ import torch
 from torch import Tensor
 
 from ddpm.diffusion import Diffusion
-from ddpm.prediction import Prediction
+from ddpm.prediction import Clip, Prediction
 from ddpm.sampler.base import Noise, Sampler, State
 
 
 class Heun(Sampler):
     """dz / ds = eps for z = x / sqrt(alpha_bar) and s = sigma / sqrt(alpha_bar): 2 evaluations a step, 1 the last."""
 
-    def __init__(self, steps: int | None = None, clip: bool | float = True, spacing: str = "karras") -> None:
+    needs_signal = True
+
+    def __init__(self, steps: int | None = None, clip: Clip = True, spacing: str = "karras") -> None:
         super().__init__(steps, clip, spacing)
 
     def evaluations(self, T: int) -> int:

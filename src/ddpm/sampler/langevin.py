@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ddpm.diffusion import Diffusion
-from ddpm.prediction import Prediction
+from ddpm.prediction import Clip, Prediction
 from ddpm.sampler.base import Noise, Sampler, State
 
 
@@ -21,10 +21,12 @@ class Langevin(Sampler):
         others: as in `Sampler`.
     """
 
+    needs_signal = True
+
     def __init__(
         self,
         steps: int | None = None,
-        clip: bool | float = True,
+        clip: Clip = True,
         spacing: str = "log_snr",
         inner: int = 5,
         rate: float = 0.3,

@@ -1,10 +1,12 @@
 """Predictor-corrector sampling, Song et al. 2021, Algorithms 1 and 5."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from ddpm.diffusion import Diffusion
-from ddpm.prediction import Prediction
+from ddpm.prediction import Clip, Prediction
 from ddpm.sampler.base import Noise, Sampler, State
 from ddpm.sampler.reverse_sde import reverse_step
 
@@ -22,16 +24,18 @@ class PredictorCorrector(Sampler):
         others: as in `Sampler`.
     """
 
+    needs_signal = True
+
     def __init__(
         self,
         steps: int | None = None,
-        clip: bool | float = True,
+        clip: Clip = True,
         spacing: str = "uniform",
         corrections: int = 1,
         snr: float = 0.01,
     ) -> None:
         super().__init__(steps, clip, spacing)
-        if corrections < 1 or snr <= 0:
+        if corrections < 1 or not 0 < snr < math.inf:
             raise ValueError(f"corrections must be at least 1 and snr above 0, got {corrections} and {snr}")
         self.corrections = corrections
         self.snr = snr
@@ -47,7 +51,9 @@ class PredictorCorrector(Sampler):
         t = torch.full_like(at.t, step - 1)
         for k in range(1, self.corrections + 1):
             score, z = chain.predict(x, t, self.clip).score, noise(k * chain.T + step)
-            ratio = (z.flatten(1).norm(dim=1) / score.flatten(1).norm(dim=1)).reshape(-1, *(1,) * (x.ndim - 1))
+            ratio = z.flatten(1).norm(dim=1) / score.flatten(1).norm(dim=1)
+            # A score of zero, such as an untrained network's, leads nowhere.
+            ratio = torch.where(ratio.isfinite(), ratio, 0).reshape(-1, *(1,) * (x.ndim - 1))
             length = 2 * alpha * (self.snr * ratio) ** 2
             x = x + length * score + (2 * length).sqrt() * z
         return x

@@ -15,7 +15,7 @@ class Cosine(Schedule):
 
     Args:
         s: offset that keeps beta_1 from vanishing, >= 0.
-        beta_max: bound on beta_t near t = T, in (0, 1).
+        beta_max: bound on beta_t near t = T, in (0, 1]; 1 lets alpha_bar_T be zero (Lin et al. 2024).
     """
 
     s: float = 0.008
@@ -23,12 +23,16 @@ class Cosine(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.s < 0:
+        if not 0 <= self.s < math.inf:
             raise ValueError(f"s must be at least 0, got {self.s}; Nichol & Dhariwal use 0.008")
-        if not 0 < self.beta_max < 1:
-            raise ValueError(f"beta_max must be in (0, 1), got {self.beta_max}; Nichol & Dhariwal use 0.999")
+        if not 0 < self.beta_max <= 1:
+            raise ValueError(f"beta_max must be in (0, 1], got {self.beta_max}; Nichol & Dhariwal use 0.999")
 
     def beta(self) -> Tensor:
-        time = torch.linspace(0, 1, self.T + 1, dtype=torch.float64)
-        f = torch.cos((time + self.s) / (1 + self.s) * math.pi / 2) ** 2
-        return (1 - f[1:] / f[:-1]).clamp(max=self.beta_max)
+        apart = math.pi / 2 / (self.T * (1 + self.s))
+        angle = apart * torch.arange(self.T, -1, -1, dtype=torch.float64)  # f(t) = sin^2(angle)
+        before, now = angle[:-1], angle[1:]
+        # 1 - sin^2(now) / sin^2(before), without the cancellation.
+        beta = math.sin(apart) * (now + before).sin() / before.sin() ** 2
+        beta[-1] = 1  # f(T) = 0
+        return beta.clamp(max=self.beta_max)

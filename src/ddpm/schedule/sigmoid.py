@@ -1,5 +1,6 @@
 """A sigmoid in beta: flat at both ends."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +21,7 @@ class Sigmoid(Between):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.range <= 0:
+        if not 0 < self.range < math.inf:
             raise ValueError(f"range must be positive, got {self.range}; 6 is usual")
 
     def beta(self) -> Tensor:

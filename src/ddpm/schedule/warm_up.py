@@ -24,7 +24,7 @@ class WarmUp(Between):
             raise ValueError(f"fraction must be in (0, 1], got {self.fraction}; Ho et al. compare 0.1 and 0.5")
 
     def beta(self) -> Tensor:
-        rising = int(self.T * self.fraction)
+        rising = int(self.T * self.fraction + 1e-9)  # 100 * 0.29 is 28.999999999999996
         beta = torch.full((self.T,), self.beta_T, dtype=torch.float64)
         beta[:rising] = torch.linspace(self.beta_1, self.beta_T, rising, dtype=torch.float64)
         return beta

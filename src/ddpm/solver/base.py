@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ddpm.diffusion import Diffusion
 from ddpm.operator.base import Measurement, Operator
+from ddpm.process import Process
 from ddpm.sampler.base import Noise, Sampler
 
 
@@ -36,8 +37,8 @@ class Solver(ABC):
             on_step: called after each step of the chain.
         """
 
-    def check(self, operator: Operator) -> None:
-        """Raises ValueError unless the solver can deal with the operator."""
+    def check(self, operator: Operator, process: Process) -> None:
+        """Raises ValueError unless the solver can deal with the operator and the chain."""
         if self.needs_linear and not operator.linear:
             raise ValueError("this solver needs a linear operator, and this one is not; choose solver=dps")
 

@@ -1,5 +1,6 @@
 """Diffusion posterior sampling, Chung et al. 2023."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -25,7 +26,7 @@ class DPS(Solver):
     """
 
     def __init__(self, scale: float = 0.5) -> None:
-        if scale <= 0:
+        if not 0 < scale < math.inf:
             raise ValueError(f"solver.scale must be above 0, got {scale}")
         self.scale = scale
 

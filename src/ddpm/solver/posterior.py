@@ -1,4 +1,4 @@
-"""The model of p(x_0 | y) as a network, for solvers that change x^_0 alone: any sampler can sample from it."""
+"""A model of about p(x_0 | y) as a network, for solvers that change x^_0 alone: any sampler can sample from it."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ddpm.diffusion import Diffusion
-from ddpm.operator.base import Measurement, linear
+from ddpm.operator.base import Measurement, Operator, linear
 from ddpm.parameterization.x0 import X0
+from ddpm.process import Process
 from ddpm.sampler.base import Noise, Sampler
 from ddpm.solver.base import Solver, conjugate_gradient
 
@@ -37,7 +38,8 @@ class Denoised(NamedTuple):
 
 
 class PosteriorSolver(Solver):
-    """E[x_0 | x_t, y] in place of E[x_0 | x_t] at every evaluation of whatever sampler, with p(x_0 | x_t) = N(x^_0, V):
+    """E[x_0 | x_t, y] in place of E[x_0 | x_t] at every evaluation of whatever sampler, as it would be if p(x_0 | x_t)
+    were N(x^_0, V) with a V that does not change with x_t:
 
         grad log p(y | x_t) = (dx^_0/dx_t)' A' (A V A' + sigma_y^2 I)^-1 (y - A x^_0)
 
@@ -52,12 +54,20 @@ class PosteriorSolver(Solver):
             raise ValueError(f"solver.iterations must be at least 1, got {iterations}")
         self.iterations = iterations
 
+    def check(self, operator: Operator, process: Process) -> None:
+        super().check(operator, process)
+        if process.zero_terminal_snr:
+            raise ValueError(
+                "this solver needs a terminal SNR above zero, but this model's is zero (beta_T = 1): x_T says "
+                "nothing of the covariance of x_0; choose solver=dps or replacement"
+            )
+
     @abstractmethod
     def covariance(self, at: Denoised, v: Tensor) -> Tensor:
         """V v, shape (B, C, H, W)."""
 
     def shift(self, at: Denoised, measurement: Measurement) -> Tensor:
-        """E[x_0 | x_t, y] - E[x_0 | x_t], without gradients, shape (B, C, H, W)."""
+        """E[x_0 | x_t, y] - E[x_0 | x_t] by this, without gradients, shape (B, C, H, W)."""
         operator, shape = linear(measurement), at.x_t.shape[1:]
 
         def covariance_of_y(u: Tensor) -> Tensor:
@@ -78,7 +88,7 @@ class PosteriorSolver(Solver):
 
 
 class Posterior(nn.Module):
-    """The network of a model, its reading of x_0 shifted to that of the posterior."""
+    """The network of a model, its reading of x_0 shifted by a solver."""
 
     def __init__(self, diffusion: Diffusion, solver: PosteriorSolver, measurement: Measurement) -> None:
         super().__init__()

@@ -12,14 +12,17 @@ from ddpm.sampler.base import Noise, Sampler, State
 from ddpm.solver.base import Solver, conjugate_gradient
 from ddpm.tables import same
 
-APART = 64
-"""Chains' lengths between the noise of the sampler, which draws at some multiples of the length, and other noise."""
+APART = 2**32
+"""Steps between the noise of the sampler and other noise, more than any sampler draws at."""
 
 
 class Replacement(Solver):
-    """After each step, A x_{t-1} becomes a draw of q(A x_{t-1} | y); then back to x_t and again, `resamplings` times.
+    """After each step, A x_{t-1} becomes what y says of it; then back to x_t and again, `resamplings` times.
 
         x <- x + A' (A A' + sigma_y^2 I)^-1 (sqrt(alpha_bar) y + sigma A z - A x)
+
+    For sigma_y = 0, and with enough iterations, A x_{t-1} then is a draw of q(A x_{t-1} | y). That of a noisy y would
+    depend on the data: x then moves only part of the way, as in ridge regression, and A x_{t-1} is no such draw.
 
     The part that is sampled does not know of the replaced one but through x_t: it is too independent of it, even with
     a perfect model, and the samples are biased; more resamplings bring the two together.
@@ -54,19 +57,19 @@ class Replacement(Solver):
         x, state = noise(0), None
         for step in range(chain.T, 0, -1):
             for again in range(self.resamplings):
-                fresh = partial(_later, noise, 3 * again * APART * chain.T)
+                fresh = partial(_later, noise, 3 * again * APART)
                 at = chain.predict(x, same(step, x), sampler.clip)
                 x_0 = at.x_0
                 x = sampler.move(chain, at, step, fresh, state)
                 signal, sigma = (float(table[step - 1]) for table in (process.sqrt_alpha_bar, process.sigma))
                 target = signal * measurement.y
                 if step > 1:
-                    target = target + sigma * operator(fresh(APART * chain.T + step))
+                    target = target + sigma * operator(fresh(APART + step))
                 x = self._replaced(operator, x, target, measurement.sigma)
                 if step == 1 or again == self.resamplings - 1:
                     break
                 alpha, beta = float(process.sqrt_alpha[step]), float(process.beta[step])
-                x = alpha * x + beta**0.5 * fresh(2 * APART * chain.T + step)
+                x = alpha * x + beta**0.5 * fresh(2 * APART + step)
                 state = None
             state = State(step - 1, x, x_0)
             on_step()

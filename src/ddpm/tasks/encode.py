@@ -14,6 +14,7 @@ from ddpm.subject import Subject
 
 def prepare(subject: Subject) -> Callable[[Path], None]:
     """Find the images; what is returned writes latents, reconstructions, and how far these are off."""
+    ode.check(subject.model.process)
     x_0 = subject.real(subject.cfg.images)
 
     def run(folder: Path) -> None:

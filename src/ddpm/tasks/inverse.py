@@ -32,12 +32,12 @@ def prepare(subject: Subject) -> Callable[[Path], None]:
         if cfg[group] is None:
             raise ValueError(f"task=inverse needs {group}=..., see python sample.py --help for the choices")
     for name, value, least in (("draws", cfg.draws, 1), ("noise", cfg.noise, 0)):
-        if value < least:
+        if not least <= value < math.inf:
             raise ValueError(f"{name} must be at least {least}, got {value}")
     operator: Operator = build.instance("operator", cfg.operator)
     solver: Solver = build.instance("solver", cfg.solver)
     operator.check(subject.shape)
-    solver.check(operator)
+    solver.check(operator, subject.model.process)
     if cfg.lpips:
         restoration.check_lpips()
     x_0 = _images(subject)

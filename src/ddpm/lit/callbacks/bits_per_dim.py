@@ -5,6 +5,7 @@ import lightning
 from ddpm.lit.callbacks.periodic import Periodic
 from ddpm.lit.module import DDPM
 from ddpm.metrics.nll import sampled
+from ddpm.prediction import Clip, check_clip
 from ddpm.share import Share
 
 
@@ -20,7 +21,7 @@ class BitsPerDim(Periodic):
         n_images: number of test images, of all processes together; None for all.
         evaluations: of the network for each image, at least 3.
         batch_size: images at a time on one process.
-        clip: clip x^_0 to [-1, 1].
+        clip: clip x^_0 to [-1, 1] (see `Prediction`); the default of evaluate.py too.
         seed: of the noise.
     """
 
@@ -30,7 +31,7 @@ class BitsPerDim(Periodic):
         n_images: int | None,
         evaluations: int,
         batch_size: int,
-        clip: bool,
+        clip: Clip,
         seed: int,
     ) -> None:
         super().__init__(every_n_steps)
@@ -39,6 +40,7 @@ class BitsPerDim(Periodic):
                 f"callbacks.bits_per_dim needs n_images and batch_size of at least 1 and evaluations of at least 3, "
                 f"got {n_images}, {batch_size} and {evaluations}"
             )
+        check_clip("callbacks.bits_per_dim.clip", clip)
         self.n_images = n_images
         self.evaluations = evaluations
         self.batch_size = batch_size

@@ -28,9 +28,8 @@ class WholeFiles(TorchCheckpointIO):
 class Checkpoint(Periodic, LightningCheckpoint):
     """Writes `last.ckpt` into the run's folder, each time in place of the one before.
 
-    It is written when all else of a step is done, validation included. That of the last step follows the work of the
-    other callbacks at the end, and the one before the last step comes before it: whoever is stopped amid that work can
-    resume and repeat it.
+    It is written when a step has been validated and logged, before the other callbacks act, even if it would not be
+    due; also before the last step.
 
     Args:
         every_n_steps: steps between two checkpoints; None for the end alone.
@@ -45,21 +44,8 @@ class Checkpoint(Periodic, LightningCheckpoint):
             )
         self.keep_every_n_steps = keep_every_n_steps
 
-    def on_train_batch_end(self, *args: Any) -> None:
-        """Nothing: validation of the step is still to come."""
-
-    def on_train_batch_start(  # type: ignore[override]
-        self, trainer: lightning.Trainer, pl_module: DDPM, batch: Any, batch_idx: int
-    ) -> None:
-        if batch_idx % trainer.accumulate_grad_batches == 0 and (
-            self.due(trainer.global_step) or trainer.global_step == trainer.max_steps - 1
-        ):
-            self._run_once(trainer, pl_module)
-
     def run(self, trainer: lightning.Trainer, module: DDPM) -> None:
         module.check_finite()
-        for logger in trainer.loggers:
-            logger.save()
         folder = Path(trainer.default_root_dir)
         trainer.save_checkpoint(folder / LAST)
         if self.keep_every_n_steps and trainer.global_step % self.keep_every_n_steps == 0:

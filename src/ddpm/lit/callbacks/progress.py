@@ -4,22 +4,35 @@ from typing import Any
 
 import lightning
 from lightning.pytorch.callbacks import TQDMProgressBar
+from tqdm import tqdm
+
+from ddpm import progress
+
+NAMES = {"train/loss": "loss", "val/loss": "validation", "images_per_second": "images/s"}
+"""Metrics beside the bar, the most wanted first, and what they are called there: 80 columns have room for the loss."""
 
 
 class Progress(TQDMProgressBar):
-    """One bar over the steps of the whole run.
+    """One bar over the steps of the whole run; a line every few seconds where output is not a terminal.
 
     Args:
         refresh_rate: batches between two updates.
     """
 
+    BAR_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+
     def __init__(self, refresh_rate: int = 1) -> None:
         super().__init__(refresh_rate)
+
+    def init_train_tqdm(self) -> tqdm:
+        return progress.bar("training", None, self.is_enabled, leave=True, smoothing=0, bar_format=self.BAR_FORMAT)
+
+    def init_validation_tqdm(self) -> tqdm:
+        return progress.bar("validation", None, self.is_enabled, leave=False, position=1, bar_format=self.BAR_FORMAT)
 
     def on_train_start(self, trainer: lightning.Trainer, *args: Any) -> None:
         super().on_train_start(trainer, *args)
         bar = self.train_progress_bar
-        bar.set_description("training")
         bar.reset(self.total_train_batches)
         bar.n = bar.last_print_n = bar.initial = trainer.global_step * trainer.accumulate_grad_batches
 
@@ -32,7 +45,8 @@ class Progress(TQDMProgressBar):
         return int(self.trainer.num_training_batches)
 
     def get_metrics(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The metrics beside the bar, without Lightning's version number."""
+        """The metrics beside the bar: those of `NAMES` in that order, then those that a user's callback adds."""
         metrics = super().get_metrics(*args, **kwargs)
         metrics.pop("v_num", None)
-        return metrics
+        named = {NAMES[key]: metrics.pop(key) for key in NAMES if key in metrics}
+        return named | metrics

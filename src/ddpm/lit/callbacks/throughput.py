@@ -18,6 +18,7 @@ class Throughput(lightning.Callback):
 
     def __init__(self) -> None:
         self._start: float | None = None
+        self._end = 0.0
         self._images = 0
         self._total_images = 0
         self._total_seconds = 0.0
@@ -33,6 +34,7 @@ class Throughput(lightning.Callback):
     ) -> None:
         if self._start is None:
             return
+        self._end = time.perf_counter()
         self._images += len(batch.x_0) * trainer.world_size
         accumulated = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if accumulated and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
@@ -48,7 +50,7 @@ class Throughput(lightning.Callback):
     def _close(self, module: DDPM) -> float:
         """End the window; its rate, and in the results that of all windows."""
         assert self._start is not None
-        seconds = time.perf_counter() - self._start
+        seconds = self._end - self._start
         rate = self._images / seconds
         self._total_images += self._images
         self._total_seconds += seconds
