@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and where those lie that can be computed again."""
+"""Files that are there whole or not at all."""
 
 import csv
 import errno
@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import secrets
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,19 +33,6 @@ def expanded(path: str) -> str:
     return whole
 
 
-def cache() -> Path:
-    """The folder of what can be computed again: `$DDPM_CACHE`, else `ddpm` in the user's cache.
-
-    Raises:
-        ValueError: the user has no home directory to look in.
-    """
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    try:
-        return Path(expanded(os.environ.get("DDPM_CACHE") or f"{home}/ddpm"))
-    except ValueError as error:
-        raise ValueError("there is no home directory to keep a cache in; set DDPM_CACHE to a folder") from error
-
-
 @contextmanager
 def written(path: Path, durable: bool = False) -> Iterator[Path]:
     """A temporary path to write to, which takes the place of `path` when the block ends without an error.
@@ -54,7 +42,8 @@ def written(path: Path, durable: bool = False) -> Iterator[Path]:
         durable: see to it that the content is on the disk first, so that not even a power cut leaves a part of it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{secrets.randbelow(10**18)}")
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))  # nothing that others put there
     try:
         yield temporary
         if durable:

@@ -1,11 +1,16 @@
 """The kernels of a CPU: the same function and gradients as torch's in float64, and what they are used for."""
 
+import copy
+import pickle
 import subprocess
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.flop_counter import FlopCounterMode
 
 from ddpm.network import convolution, group_norm, native
 from ddpm.network.convolution import Convolution
@@ -311,16 +316,285 @@ def test_what_was_compiled_is_used_again(monkeypatch, tmp_path):
     monkeypatch.setenv("DDPM_CACHE", str(tmp_path))
     assert native.library.__wrapped__() is not None
     assert len([*tmp_path.rglob("*.so")]) == 1
-    monkeypatch.setattr(subprocess, "run", None)
+    monkeypatch.setattr(subprocess, "Popen", None)
     assert native.library.__wrapped__() is not None
 
 
-def test_second_derivatives_are_refused_and_not_wrong():
-    layer = GroupNorm(4, 16)
-    x = torch.randn(2, 16, 4, 4).contiguous(memory_format=INNERMOST).requires_grad_()
-    (first,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        first.sum().backward()
+def images(batch=8, channels=16, size=8):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(batch, channels, size, size, generator=generator).contiguous(memory_format=INNERMOST)
+
+
+def convolution_of(**parameters):
+    """One that uses the kernels, with such parameters in place of its own, and what torch makes of it."""
+    torch.manual_seed(0)
+    layer = replaced(Convolution(16, 16).to(memory_format=INNERMOST), parameters)
+    return layer, lambda x: F.conv2d(x, layer.weight, layer.bias, padding=1)
+
+
+def normalisation_of(dropout=0.0, **parameters):
+    torch.manual_seed(0)
+    layer = replaced(GroupNorm(4, 16, dropout=dropout), parameters)
+
+    def theirs(x, shift=None):
+        h = F.group_norm(x if shift is None else x + shift[:, :, None, None], 4, layer.weight, layer.bias, 1e-6)
+        return F.dropout(F.silu(h), dropout)
+
+    return layer, theirs
+
+
+def replaced(layer, parameters):
+    for name, value in parameters.items():
+        delattr(layer, name)
+        setattr(layer, name, value)
+    return layer
+
+
+def outcome(run, *inputs):
+    """What is returned, or the kind of the error."""
+    try:
+        return run(*inputs)
+    except Exception as error:
+        return type(error)
+
+
+def assert_same(found, expected):
+    if isinstance(expected, type):
+        assert found == expected
+    elif expected.device.type == "meta":
+        assert (found.shape, found.dtype, found.device) == (expected.shape, expected.dtype, expected.device)
+    else:
+        assert found.dtype == expected.dtype
+        assert torch.allclose(found.double(), expected.double(), rtol=1e-4, atol=1e-4)
+
+
+INPUTS = {
+    "other channels": images(channels=32),
+    "float64": images().double(),
+    "float16": images().half(),
+    "bfloat16 with weights in float32": images().bfloat16(),
+    "int64": images().long(),
+    "complex": images().cfloat(),
+    "no batch": torch.randn(16, 8, 8),
+    "an empty batch": torch.randn(0, 16, 8, 8).contiguous(memory_format=INNERMOST),
+    "five dimensions": torch.randn(2, 16, 4, 4, 4),
+    "every other pixel": torch.randn(8, 16, 8, 16)[..., ::2],
+    "another device": images().to("meta"),
+}
+
+
+@pytest.mark.parametrize("x", INPUTS.values(), ids=INPUTS)
+def test_images_for_which_there_is_no_kernel_are_computed_or_refused_as_by_torch(x):
+    for mine, theirs in (convolution_of(), normalisation_of()):
+        if x.dtype == torch.bfloat16 and isinstance(mine, GroupNorm):
+            continue  # which there is
+        assert_same(outcome(mine, x), outcome(theirs, x))
+
+
+PARAMETERS = {
+    "no bias": {"bias": None},
+    "a bias in float64": {"bias": torch.randn(16).double()},
+    "a bias in bfloat16": {"bias": torch.randn(16).bfloat16()},
+    "a bias with steps": {"bias": torch.randn(32)[::2]},
+    "an expanded bias": {"bias": torch.randn(1).expand(16)},
+    "a long bias": {"bias": torch.randn(17)},
+}
+OF_CONVOLUTION = PARAMETERS | {
+    "weights with steps": {"weight": torch.randn(16, 16, 6, 6)[..., ::2, ::2]},
+    "weights of other channels": {"weight": torch.randn(16, 32, 3, 3).contiguous(memory_format=INNERMOST)},
+    "weights of another kernel": {"weight": torch.randn(16, 16, 5, 5).contiguous(memory_format=INNERMOST)},
+}
+OF_NORMALISATION = PARAMETERS | {
+    "a bias elsewhere": {"bias": torch.randn(16, device="meta")},
+    "no weight": {"weight": None},
+    "a weight with steps": {"weight": torch.randn(32)[::2]},
+    "a long weight": {"weight": torch.randn(32)},
+    "a weight in bfloat16": {"weight": torch.randn(16).bfloat16()},
+}
+
+
+@pytest.mark.parametrize(
+    ("make", "parameters"),
+    [(convolution_of, each) for each in OF_CONVOLUTION.values()]
+    + [(normalisation_of, each) for each in OF_NORMALISATION.values()],
+    ids=[f"convolution, {each}" for each in OF_CONVOLUTION] + [f"normalisation, {each}" for each in OF_NORMALISATION],
+)
+def test_parameters_for_which_there_is_no_kernel_are_used_or_refused_as_by_torch(make, parameters):
+    mine, theirs = make(**parameters)
+    assert_same(outcome(mine, images()), outcome(theirs, images()))
+
+
+SHIFTS = {
+    "one for all": torch.randn(1, 16),
+    "one for all channels": torch.randn(8, 1),
+    "other channels": torch.randn(8, 15),
+    "another batch": torch.randn(4, 16),
+    "one dimension": torch.randn(16),
+    "three dimensions": torch.randn(8, 16, 1),
+    "steps": torch.randn(16, 8).T,
+    "float64": torch.randn(8, 16).double(),
+    "int64": torch.ones(8, 16, dtype=torch.long),
+    "another device": torch.randn(8, 16, device="meta"),
+}
+
+
+@pytest.mark.parametrize("shift", SHIFTS.values(), ids=SHIFTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_shifts_for_which_there_is_no_kernel_are_added_or_refused_as_by_torch(shift, dtype):
+    mine, theirs = normalisation_of()
+    x = images().to(dtype)
+    shift = shift.to(dtype) if shift.dtype == torch.float32 else shift
+    found, expected = outcome(mine, x, shift), outcome(theirs, x, shift)
+    if isinstance(expected, torch.Tensor) and expected.dtype == torch.bfloat16:
+        assert found.dtype == torch.bfloat16
+        assert error(found, expected) < 1e-2
+    else:
+        assert_same(found, expected)
+
+
+@pytest.mark.parametrize("dropout", [-0.1, 1.0, 1.5])
+def test_shares_of_dropout_beyond_the_kernel_are_those_of_torch(dropout):
+    mine, theirs = normalisation_of(dropout)
+    assert_same(outcome(mine, images()), outcome(theirs, images()))
+
+
+def penalty(run, *inputs):
+    """Gradients of ||g||^2 for g the gradient, by the first input, of a linear function of what is returned.
+
+    The function of `run` alone is differentiated again: its own gradient is constant.
+    """
+    inputs = [each.detach().requires_grad_() for each in inputs]
+    y = run(*inputs)
+    weight = torch.linspace(-1, 1, y.numel()).view(y.shape).to(y)
+    (first,) = torch.autograd.grad((y * weight).sum(), inputs[0], create_graph=True)
+    return torch.autograd.grad(first.square().sum(), inputs, allow_unused=True, materialize_grads=True)
+
+
+def test_second_derivatives_are_those_of_torch(used):
+    layer, _ = convolution_of()
+    inputs = images(), *weights_of(layer)
+    mine = penalty(lambda *each: convolution.Winograd.apply(*each, (1, 1), 4), *inputs)
+    theirs = penalty(lambda *each: F.conv2d(*each, padding=1), *(each.double() for each in inputs))
+    for found, exact in zip(mine, theirs, strict=True):
+        assert (found - exact).norm() <= 1e-5 * exact.norm()
+    assert mine[1].norm() > 1
+
+    dropped = GroupNorm(4, 16, dropout=0.3)
+
+    def by_kernel(x, shift, weight, bias):
+        torch.manual_seed(3)
+        return torch.func.functional_call(dropped, {"weight": weight, "bias": bias}, (x, shift))
+
+    torch.manual_seed(0)
+    inputs = images(), torch.randn(8, 16), torch.randn(16), torch.randn(16)
+    factor = by_kernel(inputs[0], None, torch.zeros(16), torch.ones(16)).double() / F.silu(torch.tensor(1.0))
+    assert 0.2 < (factor == 0).double().mean() < 0.4
+    mine = penalty(by_kernel, *inputs)
+    theirs = penalty(lambda *each: normalised(*each, 4, True) * factor, *(each.double() for each in inputs))
+    for found, exact in zip(mine, theirs, strict=True):
+        assert error(found, exact) < 1e-5
+    assert {*used} == {"winograd", "group_norm"}
+
+
+@pytest.mark.parametrize("make", [convolution_of, normalisation_of])
+@pytest.mark.parametrize("again", [False, True])
+def test_gradients_of_a_batch_of_directions_are_those_of_torch(make, again):
+    mine, theirs = make()
+    x = images().requires_grad_()
+    v = torch.randn(3, *x.shape)
+
+    def batched(run):
+        inputs = [x, mine.weight, mine.bias]
+        return torch.autograd.grad(run(x), inputs, v, is_grads_batched=True, create_graph=again)
+
+    for found, expected in zip(batched(mine), batched(theirs), strict=True):
+        assert error(found, expected) < 1e-5
+
+
+def derivative(run, x):
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(run(forward_ad.make_dual(x, x.sin()))).tangent
+
+
+def operations(run, x):
+    with FlopCounterMode(display=False) as counter:
+        run(x)
+    return torch.tensor(counter.get_total_flops())
+
+
+WATCHED = {
+    "torch.func.jvp": lambda run, x: torch.func.jvp(run, (x,), (x.sin(),))[1],
+    "torch.func.grad": lambda run, x: torch.func.grad(lambda x: run(x).square().sum())(x),
+    "torch.vmap": lambda run, x: torch.vmap(run)(torch.stack([x, x + 1])),
+    "forward derivatives": derivative,
+    "a counter of operations": operations,
+}
+
+
+@pytest.mark.parametrize("watch", WATCHED.values(), ids=WATCHED)
+@pytest.mark.parametrize("make", [convolution_of, normalisation_of])
+def test_what_watches_or_transforms_torchs_operations_sees_them(watch, make):
+    mine, theirs = make()
+    assert_same(watch(mine, images()), watch(theirs, images()))
+
+
+@pytest.mark.parametrize("trace", [lambda run, x: torch.jit.trace(run, (x,)), lambda run, x: make_fx(run)(x)])
+@pytest.mark.parametrize("make", [convolution_of, normalisation_of])
+@pytest.mark.filterwarnings("ignore")
+def test_a_trace_computes_what_was_traced(trace, make):
+    mine, theirs = make()
+    assert_same(trace(mine, images())(images() + 1), theirs(images() + 1))
+
+
+@pytest.mark.parametrize("make", [convolution_of, normalisation_of])
+def test_any_of_the_inputs_may_be_without_a_gradient(used, make):
+    mine, theirs = make()
+    for pattern in range(1, 8):
+        inputs = [x, *_] = images(), mine.weight, mine.bias
+        for i, each in enumerate(inputs):
+            each.requires_grad_(bool(pattern >> i & 1))
+        wanted = [each for each in inputs if each.requires_grad]
+        found, expected = (torch.autograd.grad(run(x).square().sum(), wanted) for run in (mine, theirs))
+        for each, exact in zip(found, expected, strict=True):
+            assert error(each, exact) < 1e-5
+    assert len(used) >= 14
+
+
+def test_a_bias_alone_is_trained_by_torch_where_a_kernel_has_no_gradients():
+    for kernel, rectified in (((1, 7), False), ((5, 5), False), ((3, 3), True)):
+        padding = kernel[0] // 2, kernel[1] // 2
+        layer = Convolution(16, 16, kernel, padding, rectified).to(memory_format=INNERMOST)
+        layer.weight.requires_grad_(False)
+        layer(images()).square().sum().backward()
+        y = F.conv2d(images(), layer.weight, layer.bias, padding=padding)
+        (expected,) = torch.autograd.grad((y.relu() if rectified else y).square().sum(), layer.bias)
+        assert error(layer.bias.grad, expected) < 1e-5
+
+
+def test_copies_and_pickles_of_layers_compute_the_same():
+    for layer, _ in (convolution_of(), normalisation_of()):
+        for again in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+            assert torch.equal(again(images()), layer(images()))
+
+
+FLAGS = False, False
+MANY = 2**22, 2**22, 1, 1
+WITHOUT_MEMORY = {
+    "winograd": (3, 3, 4, *FLAGS, None, None, None, None, 64, 4, 4, *MANY, *FLAGS),
+    "winograd_weight": (4, False, None, None, None, None, 64, 4, 4, *MANY),
+    "group_norm": (False, *[None] * 7, 1, 4, 2**46, 1, 1e-6, False, 0.0, 0),
+    "group_norm_backward": (False, *[None] * 11, 1, 4, 2**46, 1, False, 0.0, 0),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_MEMORY)
+def test_without_memory_for_its_buffers_a_kernel_raises_what_torch_does(name):
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        torch.empty(2**46)
+    with pytest.raises(
+        RuntimeError, match=f"can't allocate memory: not enough of it is left for the buffers of {name}"
+    ):
+        native.call(name, *WITHOUT_MEMORY[name])  # so many channels that a buffer alone exceeds what can be addressed
 
 
 def test_the_seed_of_what_is_dropped_is_of_the_global_generator():

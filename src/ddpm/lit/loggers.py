@@ -86,10 +86,10 @@ def run_id(loggers: Iterable[Logger]) -> str | None:
     return next((logger.version for logger in loggers if isinstance(logger, WandbLogger)), None)
 
 
-def go_on(loggers: Iterable[Logger], id: str | None) -> None:
+def go_on(loggers: Iterable[Logger], id: object) -> None:
     """Let W&B continue the run of a checkpoint, unless another one is asked for; before the first use of the logger."""
     for logger in loggers:
-        if isinstance(logger, WandbLogger) and logger.version is None:
+        if isinstance(logger, WandbLogger) and logger.version is None and isinstance(id, str):
             logger._id = logger._wandb_init["id"] = id
 
 

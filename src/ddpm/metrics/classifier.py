@@ -5,10 +5,8 @@ It is trained once on the labelled training images; its scores compare runs on t
 classifier only. Registered with torch-fidelity as `classifier`.
 """
 
-import errno
 import hashlib
 import math
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,8 +19,9 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import register_feature_extractor
 
 from ddpm import progress
+from ddpm.cache import folder, kept
 from ddpm.data.scaling import as_uint8
-from ddpm.files import cache, write_tensors
+from ddpm.files import write_tensors
 from ddpm.metrics.weights import NEITHER, load_weights
 
 # Whatever changes the trained weights is listed here: the cache is keyed on it.
@@ -130,8 +129,7 @@ def train_classifier(
     """File of the classifier of these images, trained now or found in the cache.
 
     The same images give the same file; the global random state is neither read nor changed. The file also
-    holds the accuracy on the test images (`Classifier.accuracy`). The cache is `$DDPM_CACHE`, else
-    `$XDG_CACHE_HOME/ddpm`, else `~/.cache/ddpm`.
+    holds the accuracy on the test images (`Classifier.accuracy`).
 
     Args:
         images_train, images_test: labelled splits of uint8 pixels (B, C, H, W) in 0..levels-1.
@@ -144,19 +142,20 @@ def train_classifier(
             f"use features=inception, {NEITHER}"
         )
     key = repr((sorted(RECIPE.items()), FORMAT, images_train.digest(), images_test.digest(), classes, levels))
-    path = cache() / f"classifier-{hashlib.sha256(key.encode()).hexdigest()[:16]}.pt"
-    if path.is_file():
-        return path
-    with _explained(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)  # before the work
-        if not os.access(path.parent, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    with _explained():
+        return kept(
+            f"classifier-{hashlib.sha256(key.encode()).hexdigest()[:16]}.pt",
+            lambda path: write_tensors(path, _trained(images_train, images_test, classes, levels)),
+        )
+
+
+def _trained(images_train: LabelledImages, images_test: LabelledImages, classes: int, levels: int) -> dict[str, Any]:
     _, channels, *size = images_train.pixels(torch.arange(1)).shape
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(RECIPE["seed"]))
         net = network(channels, classes, size)
     _fit(net, images_train, levels)
-    content = {
+    return {
         "format": FORMAT,
         "channels": channels,
         "classes": classes,
@@ -164,20 +163,17 @@ def train_classifier(
         "accuracy": _accuracy(net, images_test, levels),
         "state_dict": net.state_dict(),
     }
-    with _explained(path.parent):
-        write_tensors(path, content)  # other processes see the whole file or none
-    return path
 
 
 @contextmanager
-def _explained(folder: Path) -> Iterator[None]:
-    """Makes of a folder that is full, or that may not be written to, what to do about it."""
+def _explained() -> Iterator[None]:
+    """Makes of a cache that is full what to do about it."""
     try:
         yield
     except OSError as error:
         raise ValueError(
-            f"the classifier of features=classifier cannot be kept in {folder}: {error.strerror}; make room there, or "
-            f"set DDPM_CACHE to another folder"
+            f"the classifier of features=classifier cannot be kept in {folder()}: {error.strerror}; make room there, "
+            f"or set DDPM_CACHE to another folder"
         ) from error
 
 

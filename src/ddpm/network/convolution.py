@@ -3,8 +3,8 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from ddpm.network import native
 
@@ -20,6 +20,7 @@ class Convolution(nn.Conv2d):
     On a CPU where channels lie innermost, by minimal filtering (Winograd; Lavin and Gray 2016, arXiv:1509.09308): a
     kernel of 3x3 takes four times fewer multiplications than by the definition, those of 5x5, 1x7, 7x1, 1x3 and 3x1,
     which are without gradients there, 2.8 to 1.75 times fewer. What is computed is float32 whatever the images are in.
+    A pixel that is not finite makes all outputs of the tiles that read it so.
 
     Args:
         c_in: channels of the images.
@@ -51,21 +52,27 @@ class Convolution(nn.Conv2d):
         return Winograd.apply(x.to(_dtype(x)), self.weight, self.bias, self.padding, side, self.rectified)
 
     def _tile(self, x: Tensor) -> int:
-        """Side of the tiles that pay for images x, 0 if none do."""
-        dtype, given = _dtype(x), self.weight.dtype
+        """Side of the tiles that pay for images x, 0 if none do, or if torch has to compute it or to refuse it."""
+        weight, bias = self.weight, self.bias
+        if self.in_channels % 16 or self.out_channels % 16 or bias is None or not native.serves(x, weight, bias):
+            return 0
         square = self.kernel_size == (3, 3)
-        differentiated = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
+        dtype, given = _dtype(x), weight.dtype
+        shapes = x.shape[1], *weight.shape, *bias.shape
+        differentiated = torch.is_grad_enabled() and any(each.requires_grad for each in (x, weight, bias))
+        size = [n + 2 * p - k + 1 for n, p, k in zip(x.shape[2:], self.padding, self.kernel_size, strict=True)]
         if (
-            self.in_channels % 16
-            or self.out_channels % 16
-            or given not in (torch.float32, torch.bfloat16)
+            shapes != (self.in_channels, self.out_channels, self.in_channels, *self.kernel_size, self.out_channels)
+            or min(size) < 1
+            or not {x.dtype, given} <= {torch.float32, torch.bfloat16}
+            or bias.dtype != given
+            or (x.dtype != given and not torch.is_autocast_enabled("cpu"))
             or not (given == dtype == torch.float32 or (square and dtype == torch.bfloat16))
             or (differentiated and (not square or self.rectified))
-            or not self.weight.is_contiguous(memory_format=torch.channels_last)
-            or not native.serves(x)
+            or not weight.is_contiguous(memory_format=torch.channels_last)
+            or not bias.is_contiguous()
         ):
             return 0
-        size = [n + 2 * p - k + 1 for n, p, k in zip(x.shape[2:], self.padding, self.kernel_size, strict=True)]
         counts = {side: tiles(self.kernel_size, side, len(x), *size) for side in TILES.get(self.kernel_size, ())}
         if square and dtype == torch.bfloat16:
             del counts[2]  # no faster than torch
@@ -92,15 +99,20 @@ class Winograd(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, padding: tuple[int, int], side: int, rectified: bool = False
     ) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x, weight, bias)
         ctx.settings = padding, side
         return _images(x, weight, bias, padding, side, rectified)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
+        inputs = x, weight, _ = ctx.saved_tensors
         padding, side = ctx.settings
+        if native.left_to_torch(dy):
+
+            def convolution(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+                return F.conv2d(x.float(), weight.float(), bias.float(), padding=padding).to(x.dtype)
+
+            return *native.gradients(convolution, inputs, ctx.needs_input_grad[:3], dy), None, None, None
         dy = dy.to(x.dtype).contiguous(memory_format=torch.channels_last)
         c_out, c_in, *kernel = weight.shape
         over = tuple(taps - 1 - p for taps, p in zip(kernel, padding, strict=True))

@@ -4,12 +4,16 @@
 //     y = dropout(silu(z)), or z
 //
 // x, y: (batch, pixels, channels) in float32 or bfloat16; shift, sums over pixels: (batch, channels) in float32.
-// A thread takes whole images, so that what the first pass reads the second finds in the cache.
+// A thread takes whole images, so that what the first pass reads the second finds in the cache. Memory is had before the
+// team starts, in which an error could not be raised.
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <vector>
+#include <memory>
+#include <new>
+
+#include <omp.h>
 
 namespace {
 
@@ -82,6 +86,15 @@ struct Dropout {
     }
 };
 
+// Numbers for each thread, the parts apart by more than a line of the cache.
+template <class T>
+struct Room {
+    int64_t size;
+    std::unique_ptr<T[]> data;
+    Room(int64_t threads, int64_t wanted) : size(wanted + 128 / sizeof(T)), data(new T[threads * size]) {}
+    T* of(int64_t thread) const { return data.get() + thread * size; }
+};
+
 struct Sizes {
     int64_t batch, pixels, channels, groups;
 };
@@ -90,14 +103,17 @@ template <bool silu, bool drop, class T>
 void forward(const T* x, const float* shift, const float* weight, const float* bias, T* y, float* mean, float* rstd,
              Sizes n, double eps, Dropout dropout) {
     const int64_t size = n.pixels * n.channels, width = n.channels / n.groups;
-#pragma omp parallel for schedule(static)
+    const int64_t threads = omp_get_max_threads();
+    const Room<float> work(threads, 3 * n.channels);
+    const Room<double> totals(threads, 2 * n.channels);
+#pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t b = 0; b < n.batch; b++) {
         const T* in = x + b * size;
         T* out = y + b * size;
         // Sums of the differences from the first pixel lose no digits to a mean far from zero.
-        std::vector<float> work(3 * n.channels);
-        float *first = work.data(), *sum = first + n.channels, *square = sum + n.channels;
-        std::vector<double> sums(2 * n.channels);
+        float *first = work.of(omp_get_thread_num()), *sum = first + n.channels, *square = sum + n.channels;
+        double* sums = totals.of(omp_get_thread_num());
+        for (int64_t c = 0; c < 2 * n.channels; c++) sums[c] = 0;
         for (int64_t c = 0; c < n.channels; c++) first[c] = read(in[c]);
         for (int64_t start = 0; start < n.pixels; start += 64) {
             const int64_t end = start + 64 < n.pixels ? start + 64 : n.pixels;
@@ -153,11 +169,12 @@ template <bool silu, bool drop, class T>
 void backward(const T* x, const T* dy, const float* shift, const float* weight, const float* bias, const float* mean,
               const float* rstd, T* dx, float* d_shift, float* d_weight, float* d_bias, Sizes n, Dropout dropout) {
     const int64_t size = n.pixels * n.channels, width = n.channels / n.groups;
-#pragma omp parallel
+    const int64_t threads = omp_get_max_threads();
+    const Room<float> work(threads, 5 * n.channels), store(threads, size);
+#pragma omp parallel num_threads(threads)
     {
-        std::vector<float> work(5 * n.channels), store(size);
-        float* dz = store.data();
-        float *scale = work.data(), *offset = scale + n.channels, *sum = offset + n.channels;
+        float* dz = store.of(omp_get_thread_num());
+        float *scale = work.of(omp_get_thread_num()), *offset = scale + n.channels, *sum = offset + n.channels;
         float *product = sum + n.channels, *slope = product + n.channels;
 #pragma omp for schedule(static)
         for (int64_t b = 0; b < n.batch; b++) {
@@ -248,9 +265,11 @@ Dropout dropout_of(double probability, uint64_t seed) {
 
 extern "C" {
 
-void group_norm(bool half, const void* x, const float* shift, const float* weight, const float* bias, void* y,
-                float* mean, float* rstd, int64_t batch, int64_t pixels, int64_t channels, int64_t groups, double eps,
-                bool silu, double probability, uint64_t seed) {
+// Each returns 0, or 1 if there is no memory for its buffers.
+
+int group_norm(bool half, const void* x, const float* shift, const float* weight, const float* bias, void* y,
+               float* mean, float* rstd, int64_t batch, int64_t pixels, int64_t channels, int64_t groups, double eps,
+               bool silu, double probability, uint64_t seed) try {
     const Sizes n{batch, pixels, channels, groups};
     const Dropout dropout = dropout_of(probability, seed);
     const bool drop = probability > 0;
@@ -258,12 +277,15 @@ void group_norm(bool half, const void* x, const float* shift, const float* weigh
         forward_of((const bfloat16*)x, shift, weight, bias, (bfloat16*)y, mean, rstd, n, eps, silu, drop, dropout);
     else
         forward_of((const float*)x, shift, weight, bias, (float*)y, mean, rstd, n, eps, silu, drop, dropout);
+    return 0;
+} catch (const std::bad_alloc&) {
+    return 1;
 }
 
-void group_norm_backward(bool half, const void* x, const void* dy, const float* shift, const float* weight,
-                         const float* bias, const float* mean, const float* rstd, void* dx, float* d_shift,
-                         float* d_weight, float* d_bias, int64_t batch, int64_t pixels, int64_t channels,
-                         int64_t groups, bool silu, double probability, uint64_t seed) {
+int group_norm_backward(bool half, const void* x, const void* dy, const float* shift, const float* weight,
+                        const float* bias, const float* mean, const float* rstd, void* dx, float* d_shift,
+                        float* d_weight, float* d_bias, int64_t batch, int64_t pixels, int64_t channels,
+                        int64_t groups, bool silu, double probability, uint64_t seed) try {
     const Sizes n{batch, pixels, channels, groups};
     const Dropout dropout = dropout_of(probability, seed);
     const bool drop = probability > 0;
@@ -273,5 +295,8 @@ void group_norm_backward(bool half, const void* x, const void* dy, const float* 
     else
         backward_of((const float*)x, (const float*)dy, shift, weight, bias, mean, rstd, (float*)dx, d_shift, d_weight,
                     d_bias, n, silu, drop, dropout);
+    return 0;
+} catch (const std::bad_alloc&) {
+    return 1;
 }
 }

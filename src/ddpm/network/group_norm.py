@@ -5,7 +5,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from ddpm.network import native
 
@@ -29,16 +28,43 @@ class GroupNorm(nn.GroupNorm):
         self.dropout = dropout
 
     def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
+        """The kernel returns the type of x, also where a shift in float32 would make torch return that."""
         dropout = self.dropout if self.training else 0.0
-        if x.dtype in (torch.float32, torch.bfloat16) and self.weight.dtype == torch.float32 and native.serves(x):
-            settings = self.num_groups, self.eps, self.silu, dropout
-            return Fused.apply(x, shift, self.weight, self.bias, *settings)
-        h = super().forward(x if shift is None else x + shift[:, :, None, None])
-        return F.dropout(F.silu(h) if self.silu else h, dropout, self.training)
+        if self._by_kernel(x, shift, dropout):
+            shift = None if shift is None else shift.float().contiguous()
+            return Fused.apply(x, shift, self.weight, self.bias, self.num_groups, self.eps, self.silu, dropout)
+        y = normalised(x, shift, self.weight, self.bias, self.num_groups, self.eps, self.silu)
+        return F.dropout(y, self.dropout, self.training)
+
+    def _by_kernel(self, x: Tensor, shift: Tensor | None, dropout: float) -> bool:
+        """Whether the kernel computes it; else torch does, or refuses to."""
+        given = () if shift is None else (shift,)
+        return (
+            native.serves(x, self.weight, self.bias, *given)
+            and x.dtype in (torch.float32, torch.bfloat16)
+            and x.shape[1] == self.num_channels
+            and all(
+                each.dtype == torch.float32 and each.shape == (self.num_channels,) and each.is_contiguous()
+                for each in (self.weight, self.bias)
+            )
+            and all(each.shape == x.shape[:2] and each.dtype in (torch.float32, torch.bfloat16) for each in given)
+            and 0 <= dropout < 1
+        )
+
+
+def normalised(
+    x: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
+) -> Tensor:
+    """silu(normalise(x + shift)), or without the nonlinearity, by torch."""
+    h = F.group_norm(x if shift is None else x + shift[:, :, None, None], groups, weight, bias, eps)
+    return F.silu(h) if silu else h
 
 
 class Fused(torch.autograd.Function):
-    """GroupNorm by the kernel. What is dropped is a function of a seed, so that no mask is kept for the gradient."""
+    """GroupNorm by the kernel, of a shift in float32.
+
+    What is dropped is a function of a seed, so that no mask is kept for the gradient.
+    """
 
     @staticmethod
     def forward(
@@ -52,26 +78,55 @@ class Fused(torch.autograd.Function):
         silu: bool,
         dropout: float,
     ) -> Tensor:
-        batch, channels, height, width = x.shape
-        shift = None if shift is None else shift.float().contiguous()
         seed = int(torch.randint(2**62, ())) if dropout else 0
-        half = x.dtype == torch.bfloat16
-        y = torch.empty_like(x)
-        moments = x.new_empty(2, batch, groups, dtype=torch.float32)
-        sizes = batch, height * width, channels, groups
-        native.call("group_norm", half, x, shift, weight, bias, y, *moments, *sizes, eps, silu, float(dropout), seed)
+        y, moments = _forward(x, shift, weight, bias, groups, eps, silu, dropout, seed)
         ctx.save_for_backward(x, shift, weight, bias, moments)
-        ctx.settings = *sizes, silu, float(dropout), seed
+        ctx.settings = groups, eps, silu, dropout, seed
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, shift, weight, bias, moments = ctx.saved_tensors
+        *inputs, moments = ctx.saved_tensors
+        x, shift, weight, bias = inputs
+        groups, eps, silu, dropout, seed = ctx.settings
+        if native.left_to_torch(dy):
+            zeros, ones = torch.zeros_like(x, dtype=torch.float32), torch.ones_like(bias)
+            kept, _ = _forward(zeros, None, torch.zeros_like(weight), ones, groups, eps, False, dropout, seed)
+
+            def operation(x: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
+                return (normalised(x.float(), shift, weight, bias, groups, eps, silu) * kept).to(x.dtype)
+
+            return *native.gradients(operation, inputs, ctx.needs_input_grad[:4], dy), None, None, None, None
         dy = dy.to(x.dtype).contiguous(memory_format=torch.channels_last)
         dx = torch.empty_like(x)
         sums = x.new_empty(3, len(x), x.shape[1], dtype=torch.float32)
         half = x.dtype == torch.bfloat16
-        native.call("group_norm_backward", half, x, dy, shift, weight, bias, *moments, dx, *sums, *ctx.settings)
+        settings = *_sizes(x), groups, silu, float(dropout), seed
+        native.call("group_norm_backward", half, x, dy, shift, weight, bias, *moments, dx, *sums, *settings)
         d_weight, d_bias = sums[1:].sum(1)
         return dx, None if shift is None else sums[0], d_weight, d_bias, None, None, None, None
+
+
+def _forward(
+    x: Tensor,
+    shift: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    eps: float,
+    silu: bool,
+    dropout: float,
+    seed: int,
+) -> tuple[Tensor, Tensor]:
+    """The result, and mean and reciprocal deviation of the groups, (2, B, groups)."""
+    half = x.dtype == torch.bfloat16
+    y = torch.empty_like(x)
+    moments = x.new_empty(2, len(x), groups, dtype=torch.float32)
+    settings = *_sizes(x), groups, eps, silu, float(dropout), seed
+    native.call("group_norm", half, x, shift, weight, bias, y, *moments, *settings)
+    return y, moments
+
+
+def _sizes(x: Tensor) -> tuple[int, int, int]:
+    batch, channels, height, width = x.shape
+    return batch, height * width, channels

@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <new>
 #include <utility>
 
 #include <omp.h>
@@ -26,6 +27,7 @@ constexpr int64_t LANES = 8, ROWS = 4;
 #endif
 constexpr int64_t COLUMNS = 2 * LANES;
 constexpr int64_t PAGE = 2 * 1024 * 1024;
+constexpr int64_t LINE = 32;  // numbers, that two threads do not write to one line of the cache
 constexpr int64_t CACHE = 48 * 1024;  // numbers that a core keeps near
 // Strides that are powers of two would share a few lines of the cache: those between points are longer by LANES.
 
@@ -49,15 +51,19 @@ inline void put(bfloat16* p, vec value) {  // to the nearest, ties to even
 
 int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-// Memory that a thread keeps for its next call, in large pages: matrices of many points lie on many small ones.
+// Memory that a thread keeps for its next call, in large pages: matrices of many points lie on many small ones. It is
+// had before the team starts, in which an error could not be raised.
 struct Buffer {
     float* data = nullptr;
     int64_t size = 0;
     float* of(int64_t wanted) {
         if (wanted > size) {
             std::free(data);
-            size = up(wanted, PAGE / 4);
-            data = (float*)std::aligned_alloc(PAGE, 4 * size);
+            size = 0;
+            const int64_t pages = up(wanted, PAGE / 4);
+            data = (float*)std::aligned_alloc(PAGE, 4 * pages);
+            if (!data) throw std::bad_alloc();
+            size = pages;
 #ifdef MADV_HUGEPAGE
             madvise(data, 4 * size, MADV_HUGEPAGE);
 #endif
@@ -67,7 +73,7 @@ struct Buffer {
     ~Buffer() { std::free(data); }
 };
 
-thread_local Buffer shared, own;
+thread_local Buffer buffer;
 
 // out (ROWS, COLUMNS) = or += a (ROWS, depth) b (depth, COLUMNS), of the steps between rows and between columns of a.
 template <bool add>
@@ -401,7 +407,8 @@ void convolution(const void* x, const void* weight, const void* bias, void* y, S
     const int64_t width = few ? COLUMNS : padded;  // of the products at once
     const int64_t u_point = width * depth + LANES, v_point = (few ? up(total, ROWS) : count) * depth + LANES;
     const int64_t m_point = count * width + LANES, size = K::POINTS * (few ? v_point : u_point);
-    float* common = shared.of(size + rows);
+    const int64_t before = up(size + rows, LINE), part = up(K::POINTS * ((few ? u_point : v_point) + m_point), LINE);
+    float* common = buffer.of(before + threads * part);
     const T* zeros = (T*)std::memset(common + size, 0, 4 * rows);
     const auto inputs = [&](int64_t first, int64_t tiles, float* v) {
         transform_input<K>((const T*)x, zeros, n, rows, first, tiles, v, depth, v_point);
@@ -414,9 +421,9 @@ void convolution(const void* x, const void* weight, const void* bias, void* y, S
         transform_output<K>(m, bias ? (const W*)bias + c : nullptr, n, columns, std::min(width, columns - c), first,
                             tiles, (T*)y + c, width, m_point, rectified);
     };
-#pragma omp parallel
+#pragma omp parallel num_threads(threads)
     {
-        float* mine = own.of(K::POINTS * ((few ? u_point : v_point) + m_point));
+        float* mine = common + before + omp_get_thread_num() * part;
         float* m = mine + K::POINTS * (few ? u_point : v_point);
         if (few) {
 #pragma omp for schedule(static)
@@ -471,12 +478,14 @@ void weight_gradient(const void* x, const void* dy, float* d_weight, float* d_bi
     const int64_t u_size = K::POINTS * u_point, tiles_size = K::POINTS * (v_point + g_point);
     // A part: what a thread adds up, the gradients of the bias and, unless tiles are few, u.
     const int64_t part = (few ? 0 : u_size) + out, pixel = std::max(in, out);
-    float* parts = shared.of(threads * part + pixel + (few ? tiles_size : 0));
+    const int64_t before = up(threads * part + pixel + (few ? tiles_size : 0), LINE);
+    const int64_t own = up(few ? u_size : tiles_size, LINE);
+    float* parts = buffer.of(before + threads * own);
     float* rest = parts + threads * part;
     const T* zeros = (T*)std::memset(rest, 0, 4 * pixel);
 #pragma omp parallel num_threads(threads)
     {
-        float* mine = own.of(few ? u_size : tiles_size);
+        float* mine = parts + before + omp_get_thread_num() * own;
         float* u = few ? mine : parts + omp_get_thread_num() * part;
         float* v = few ? rest + pixel : mine;
         float* g = v + K::POINTS * v_point;
@@ -543,16 +552,21 @@ auto others(int64_t H, int64_t W) {
 
 extern "C" {
 
+// Each returns 0, or 1 if there is no memory for its buffers.
+
 // y = the convolution of x, at least 0 if it is rectified; or, transposed, of y's gradient given as x, the gradient of
 // x. Tiles are of M outputs along axes of several taps: kernels of 3x3 with M = 4 or 2, for images, and for weights and
 // bias, in bfloat16 or float32; and in float32 alone 5x5 with M = 2, 1x7 and 7x1 with M = 3, 1x3 and 3x1 with M = 4.
-void winograd(int64_t H, int64_t W, int64_t M, bool half_images, bool half_weights, const void* x, const void* weight,
-              const void* bias, void* y, int64_t batch, int64_t height, int64_t width, int64_t in, int64_t out,
-              int64_t pad_y, int64_t pad_x, bool transposed, bool rectified) {
+int winograd(int64_t H, int64_t W, int64_t M, bool half_images, bool half_weights, const void* x, const void* weight,
+             const void* bias, void* y, int64_t batch, int64_t height, int64_t width, int64_t in, int64_t out,
+             int64_t pad_y, int64_t pad_x, bool transposed, bool rectified) try {
     const auto with = [&](auto run) {
         run(x, weight, bias, y, {batch, height, width, pad_y, pad_x}, in, out, transposed, rectified);
     };
-    if (H != 3 || W != 3) return with(others(H, W));
+    if (H != 3 || W != 3) {
+        with(others(H, W));
+        return 0;
+    }
     const auto of = [&](auto image, auto number) {
         using T = decltype(image);
         using N = decltype(number);
@@ -560,17 +574,23 @@ void winograd(int64_t H, int64_t W, int64_t M, bool half_images, bool half_weigh
     };
     const auto of_images = [&](auto number) { half_images ? of(bfloat16{}, number) : of(float{}, number); };
     half_weights ? of_images(bfloat16{}) : of_images(float{});
+    return 0;
+} catch (const std::bad_alloc&) {
+    return 1;
 }
 
 // The gradients of the weights and of the bias of kernels of 3x3, in float32.
-void winograd_weight(int64_t M, bool half_images, const void* x, const void* dy, float* d_weight, float* d_bias,
-                     int64_t batch, int64_t height, int64_t width, int64_t in, int64_t out, int64_t pad_y,
-                     int64_t pad_x) {
+int winograd_weight(int64_t M, bool half_images, const void* x, const void* dy, float* d_weight, float* d_bias,
+                    int64_t batch, int64_t height, int64_t width, int64_t in, int64_t out, int64_t pad_y,
+                    int64_t pad_x) try {
     const auto of = [&](auto image) {
         using T = decltype(image);
         auto run = M == 4 ? weight_gradient<Square<4>, T> : weight_gradient<Square<2>, T>;
         run(x, dy, d_weight, d_bias, {batch, height, width, pad_y, pad_x}, in, out);
     };
     half_images ? of(bfloat16{}) : of(float{});
+    return 0;
+} catch (const std::bad_alloc&) {
+    return 1;
 }
 }
