@@ -109,15 +109,15 @@ def _explained(tell: Callable[[str, bool], object]) -> Iterator[None]:
     Args:
         tell: called with the line, and whether it is another process that has failed.
     """
-    from ddpm import cli  # which imports this file
-
     try:
         yield
     except KeyboardInterrupt:
         sys.exit(130)
-    except cli.EXPLAINED as error:
+    except Exception as error:
+        from ddpm import cli  # which imports this file
+
         lost = isinstance(error, Lost)
-        if cli.full() and not lost:
+        if not isinstance(error, cli.EXPLAINED) or (cli.full() and not lost):
             raise
         tell(cli.explained(error), lost)
         sys.exit(LEFT_ALONE if lost else 1)

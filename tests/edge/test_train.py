@@ -74,7 +74,7 @@ def test_a_run_leaves_its_checkpoint_metrics_samples_and_configuration(tmp_path,
     }
     assert "loss=min_snr" in (folder / ".hydra" / "overrides.yaml").read_text()
     assert not any("=" in path.name for path in tmp_path.rglob("*"))
-    assert f"evaluate: python evaluate.py ckpt={folder.relative_to(tmp_path)}/last.ckpt" in stdout
+    assert f"{ROOT}/evaluate.py ckpt={folder.relative_to(tmp_path)}/last.ckpt 'metrics=[fid,is,nll]'\n" in stdout
 
 
 @pytest.mark.slow

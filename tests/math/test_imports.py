@@ -12,6 +12,7 @@ EDGE = FOLDERS | {
     "build",
     "checkpoint",
     "cli",
+    "command",
     "config",
     "datamodule",
     "evaluate",
