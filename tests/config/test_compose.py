@@ -18,8 +18,10 @@ from ddpm.config import plain
 from ddpm.data.digits import Digits
 from ddpm.data.source import Source
 from ddpm.lit import loggers
+from ddpm.lit.between_steps import BetweenSteps
 from ddpm.lit.callbacks.periodic import Periodic
 from ddpm.lit.experiment import _trainer, experiment
+from ddpm.lit.interrupt import Signals
 from ddpm.loss.base import Loss
 from ddpm.parameterization.base import Parameterization
 from ddpm.process import Process
@@ -172,7 +174,8 @@ def test_an_image_folder_needs_its_root_and_takes_any(composed, compose, tmp_pat
 
 
 def _trainer_of(cfg):
-    return _trainer(plain(cfg), Process(build.instance("schedule", cfg.schedule).beta()))
+    process = Process(build.instance("schedule", cfg.schedule).beta())
+    return _trainer(plain(cfg), process, BetweenSteps(Signals(), lambda rows: None))
 
 
 def _network_of(cfg):
@@ -214,7 +217,7 @@ def test_the_experiments_of_ho_et_al_2020_carry_the_numbers_of_the_paper(compose
     assert (cfg.schedule.T, cfg.schedule.beta_1, cfg.schedule.beta_T) == (1000, 1e-4, 0.02)
     assert (cfg.ema.decay, cfg.ema.warm_up, cfg.warmup_steps) == (0.9999, False, 5000)
     assert (cfg.trainer.gradient_clip_val, cfg.sampler.steps, cfg.callbacks.fid.n_samples) == (1.0, None, 50_000)
-    assert (cfg.callbacks.fid.features, cfg.callbacks.bits_per_dim.clip) == ("inception", True)
+    assert (cfg.callbacks.fid.features, cfg.callbacks.bits_per_dim.clip) == ("inception", "published")
     assert [build.option(build.instance(g, cfg[g])) for g in ("schedule", "parameterization", "loss")] == [
         "linear",
         "eps",

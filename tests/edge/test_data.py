@@ -167,7 +167,7 @@ def test_debians_files_are_read_as_written(tmp_path, monkeypatch):
     monkeypatch.setattr(fashion_mnist, "DEBIAN", tmp_path)
     pixels = np.arange(2 * 28 * 28).astype(np.uint8).reshape(2, 28, 28)
     for name, array in (("images-idx3", pixels), ("labels-idx1", np.array([7, 2], np.uint8))):
-        (tmp_path / f"t10k-{name}-ubyte.gz").write_bytes(gzip.compress(_idx(array)))
+        (tmp_path / f"t10k-{name}-ubyte.gz").write_bytes(gzip.compress(_idx(array), mtime=0))
     images = FashionMNIST(str(tmp_path / "none")).load("test")
     assert images.labels.tolist() == [7, 2]
     assert np.array_equal(images.pixels([0, 1]).squeeze(1).numpy(), pixels)
@@ -229,7 +229,7 @@ def _mnist(root, name, damaged, content, suffix=""):
             ("labels-idx1", np.arange(3, dtype="u1")),
         ):
             file = f"{prefix}-{kind}-ubyte"
-            whole = gzip.compress(_idx(array)) if suffix else _idx(array)
+            whole = gzip.compress(_idx(array), mtime=0) if suffix else _idx(array)
             (raw / f"{file}{suffix}").write_bytes(content if file == damaged else whole)
     return raw / f"{damaged}{suffix}"
 
@@ -241,7 +241,7 @@ def test_gzipped_files_in_root_are_read(source_class, tmp_path):
 
 
 HTML = b"<!DOCTYPE html><title>404</title>"
-CUT = gzip.compress(bytes(1000))[:-9]
+CUT = gzip.compress(bytes(1000), mtime=0)[:-9]
 
 
 @pytest.mark.parametrize(
