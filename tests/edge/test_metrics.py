@@ -330,7 +330,7 @@ def test_metrics_refuse_what_they_cannot_compare():
         fidelity(good, broken)
     with pytest.raises(ValueError, match="samples have 8 features, the reference 4; use one feature network"):
         fidelity(good, random_features(12, dim=4))
-    with pytest.raises(ValueError, match="give the reference, or ask for metrics="):
+    with pytest.raises(ValueError, match="give the reference, or ask for is alone"):
         fidelity(good, None)
 
 

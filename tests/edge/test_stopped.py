@@ -7,12 +7,12 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+import waiting
 from matplotlib.figure import Figure
 
 from ddpm import cli, files, plots
@@ -157,12 +157,10 @@ def test_ctrl_c_while_sampling_is_one_line_and_status_130(checkpoint, tmp_path):
     command = [sys.executable, "sample.py", f"ckpt={checkpoint}", "n=100000", "batch_size=2", f"output_dir={tmp_path}"]
     env = os.environ | {"OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "0"}
     pipe = subprocess.PIPE
-    process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=pipe, stderr=pipe, text=True)
-    while not list(tmp_path.rglob("000003.png")):
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.01)
+    process = waiting.start(command, cwd=ROOT, env=env, stdout=pipe, stderr=pipe, text=True)
+    waiting.until(lambda: bool(list(tmp_path.rglob("000003.png"))), process)
     process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=100)
+    stdout, stderr = waiting.finish(process)
     assert process.returncode == 130
     assert "Traceback" not in stderr
     assert re.fullmatch(r"SIGINT: stopped; kept: images in \S+; to go on: repeat the command\n", stdout)

@@ -58,7 +58,7 @@ def fidelity(
     if unknown or not metrics:
         raise ValueError(f"metrics must be of {', '.join(METRICS)}, got {', '.join(unknown) or 'none'}")
     if reference is None and set(metrics) != {"is"}:
-        raise ValueError("fid, kid and prc compare with real images; give the reference, or ask for 'metrics=[is]'")
+        raise ValueError("fid, kid and prc compare with real images; give the reference, or ask for is alone")
     fake = _checked(samples["features"], "samples")
     real = fake if reference is None else _checked(reference["features"], "reference images")
     if fake.shape[1] != real.shape[1]:
