@@ -57,7 +57,7 @@ def opened(built, monkeypatch):
         for each in weights:
             checked = checkpoint.checked({**content}, path)
             build.source(checked["ddpm_config"])
-            build.sampler(checked["ddpm_config"]["sampler"], checkpoint.model(checked, each).T)
+            build.sampler(checked["ddpm_config"]["sampler"], checkpoint.model(checked, each).process)
 
     return of
 
