@@ -236,11 +236,14 @@ def _watch(team: _Team, done: threading.Event) -> None:
 
 def follower(entry: str, folder: str, leader: str) -> None:
     """What a follower that the leader has started runs."""
-    threading.Thread(target=_end_with, args=(int(leader), folder), daemon=True).start()
+    watch = threading.Thread(target=_end_with, args=(int(leader), folder), daemon=True)
+    watch.start()
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
     def tell(said: str, lost: bool) -> None:
-        if not lost:
+        if lost:
+            watch.join(GRACE)  # clears up if the leader is gone
+        else:
             with written(Path(folder) / f"{rank}.error") as temporary:
                 temporary.write_text(f"process {rank}: {said.removeprefix('error: ')}")
 

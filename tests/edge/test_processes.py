@@ -244,7 +244,7 @@ def test_a_sweep_on_two_processes_is_one_sweep_and_goes_on_where_it_was_killed(l
     if launcher == "torchrun":
         start = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     (tmp_path / "probe.py").write_text(PROBE)
-    env = environment(tmp_path)
+    env = environment(tmp_path) | {"TMPDIR": str(tmp_path)}
     held = "+callbacks.held._target_=probe.Held"
     sweep = [*bare, *SWEEP, "trainer.max_steps=40", "callbacks.checkpoint.every_n_steps=1", held]
     subdirs = "hydra.sweep.subdir=${hydra:job.num}"
@@ -256,6 +256,7 @@ def test_a_sweep_on_two_processes_is_one_sweep_and_goes_on_where_it_was_killed(l
     process.send_signal(signal.SIGTERM if launcher == "torchrun" else signal.SIGKILL)
     waiting.finish(process)
     waiting.gone(process)
+    assert not list(tmp_path.glob("ddpm_*"))
     assert (first / "results.json").exists()
     assert not (second / "results.json").exists()
     done = (first / "last.ckpt").stat().st_mtime_ns

@@ -198,6 +198,36 @@ def test_it_is_said_why_or_how_a_follower_has_ended(code, said):
     assert not team.folder.exists()
 
 
+def test_a_follower_whose_leader_was_killed_clears_up_behind_it(monkeypatch, tmp_path):
+    folder, (seen, tell) = tmp_path / "shared", os.pipe()
+    folder.mkdir()
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.setenv(name, "2")
+
+    def lost(*given):
+        os.write(tell, b"x")
+        raise Lost("the leader has ended")
+
+    monkeypatch.setattr(rendezvous, "connect", lost)
+    if not (leader := os.fork()):
+        leader = os.getpid()
+        if not os.fork():
+            try:
+                followers.follower("sample", str(folder), str(leader))
+            finally:
+                os._exit(0)
+        os.close(tell)
+        os.read(seen, 1)
+        time.sleep(0.5)  # the follower knows before the system has parted them
+        os._exit(0)
+    os.close(tell)
+    os.waitpid(leader, 0)
+    while os.read(seen, 1):  # until the follower has ended too
+        pass
+    os.close(seen)
+    assert not folder.exists()
+
+
 @pytest.mark.parametrize("way", [("-c", "import sys; print(sys.path)"), ("-m", "shown")])
 def test_what_is_started_finds_modules_beside_the_script_and_none_in_the_current_folder(monkeypatch, tmp_path, way):
     script, here = tmp_path / "script", tmp_path / "here"
