@@ -8,7 +8,7 @@ import lightning
 import torch
 
 from ddpm.lit.callbacks.checkpoint import Checkpoint
-from ddpm.lit.callbacks.periodic import Periodic
+from ddpm.lit.callbacks.periodic import Periodic, monitoring
 from ddpm.lit.interrupt import Interrupted, Signals
 from ddpm.lit.module import DDPM
 from ddpm.processes import least, most
@@ -64,6 +64,9 @@ class BetweenSteps(lightning.Callback):
         self._acted = step if self._state is None or self._state["acted"] else -1
         if resumed is not None and Path(resumed).resolve() == (Path(trainer.default_root_dir) / LAST).resolve():
             self.saved = step
+        recorded = {name for callback in _periodic(trainer) for name in callback.records}
+        for callback in monitoring(trainer, recorded):
+            vars(callback)["on_validation_end"] = _nothing  # before its own, which `Periodic.record` calls
         if trainer.is_global_zero:
             self._begin(None if self._state is None else self._state["rows"])
         self.signals.install()  # once more, after Lightning has set a handler that would stop each process elsewhere
@@ -121,6 +124,10 @@ class BetweenSteps(lightning.Callback):
                 if not isinstance(callback, Checkpoint):
                     callback.run(trainer, module)
         self._acted = trainer.global_step
+
+
+def _nothing(*args: Any) -> None:
+    """In place of a look at metrics that are recorded after validation."""
 
 
 def _periodic(trainer: lightning.Trainer) -> list[Periodic]:

@@ -25,6 +25,10 @@ class BitsPerDim(Periodic):
         seed: of the noise.
     """
 
+    records = frozenset({"bits_per_dim", "bits_per_dim_n", "standard_error", "standard_error_times"}) | {
+        *("prior", "rate", "distortion", "rmse")
+    }
+
     def __init__(
         self,
         every_n_steps: int | None,

@@ -9,7 +9,7 @@ from ddpm.guidance import Classes, in_proportion
 from ddpm.lit.callbacks.periodic import Periodic
 from ddpm.lit.module import DDPM
 from ddpm.metrics.features import shared_network
-from ddpm.metrics.fidelity import METRICS, fidelity, unreliable
+from ddpm.metrics.fidelity import METRICS, NAMES, fidelity, unreliable
 from ddpm.metrics.quality import real_features, sample_features
 from ddpm.progress import Steps
 from ddpm.sampler.base import Sampler
@@ -31,6 +31,8 @@ class FID(Periodic):
         sampler: how to sample.
         seed: of the noise.
     """
+
+    records = frozenset({*NAMES.values(), "kid_subset_size", "fid_floor", "fid_n"})
 
     def __init__(
         self,
