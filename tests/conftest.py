@@ -45,6 +45,15 @@ def _cache(tmp_path_factory):
         yield
 
 
+@pytest.fixture(autouse=True)
+def _environment():
+    """What an entry point sets for its process does not reach the next test."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
 @pytest.fixture(scope="session")
 def compose():
     """(name, *overrides) -> the configuration that the entry point `name`.py would be given."""

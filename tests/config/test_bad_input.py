@@ -162,7 +162,7 @@ def test_unknown_and_impossible_options(typed, tmp_path, monkeypatch, entry, arg
     line = typed(entry, *arguments)
     assert expected in line
     assert "Traceback" not in line
-    assert not snapshot(tmp_path) or all(".hydra" in path.parts for path in snapshot(tmp_path))
+    assert all(path.name == ".lock" for path in snapshot(tmp_path))
 
 
 def test_the_stack_trace_is_there_for_who_asks(typed, monkeypatch):

@@ -130,9 +130,10 @@ def experiment(cfg: DictConfig) -> Experiment:
 
 
 def train(cfg: DictConfig) -> None:
-    """Build a run, and train; the run's folder keeps what is printed, `train.log`."""
+    """Build a run, and train; the run's folder keeps what is printed meanwhile, `train.log`."""
+    built = experiment(cfg)
     with printed.kept(Path(cfg.output_dir) / LOG) if processes.share().rank == 0 else nullcontext():
-        experiment(cfg).run()
+        built.run()
 
 
 def _begin(cfg: DictConfig, config: dict[str, Any], rows: int | None) -> None:
