@@ -14,7 +14,6 @@ from torch.nn import Parameter
 from ddpm import build, checkpoint, cli, entries, processes
 from ddpm.config import BASES, check_targets, is_option
 from ddpm.entries import fitting
-from ddpm.lit import experiment as edge
 from ddpm.lit import resume
 from ddpm.lit.experiment import experiment
 from ddpm.lit.resume import resumable
@@ -44,7 +43,7 @@ def opened(built, monkeypatch):
     """(content, weights) -> what resuming and evaluating take from a file that holds it."""
     path = "some.ckpt"
     content = {}
-    monkeypatch.setattr(edge.checkpoint, "read_together", lambda *_, **__: checkpoint.checked({**content}, path))
+    monkeypatch.setattr(checkpoint, "read_together", lambda *_, **__: checkpoint.checked({**content}, path))
     monkeypatch.setattr(built.module, "optimizer", functools.partial(torch.optim.Adam, fused=True))
     after_one_step = resume._after_one_step
     fresh = functools.cache(lambda shape: after_one_step(built.module, Parameter(torch.zeros(shape))))
@@ -53,7 +52,7 @@ def opened(built, monkeypatch):
     def of(given, weights=("ema", "raw")):
         content.clear()
         content.update(given)
-        edge._resume(built.config | {"ckpt": path}, built.module, built.trainer)
+        resume.resume(built.config | {"ckpt": path}, built.module, built.trainer)
         for each in weights:
             checked = checkpoint.checked({**content}, path)
             build.source(checked["ddpm_config"])

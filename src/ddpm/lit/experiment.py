@@ -23,21 +23,19 @@ from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
 import ddpm.lit.callbacks
-from ddpm import build, checkpoint, printed, processes, rendezvous, run_folder, speed
+from ddpm import build, printed, processes, rendezvous, run_folder, speed
 from ddpm.command import argument, command
-from ddpm.config import MODEL, STORED, plain
+from ddpm.config import STORED, plain
 from ddpm.data.batches import TrainBatches
 from ddpm.data.datamodule import DataModule
-from ddpm.data.images import not_compared, same
 from ddpm.data.source import Source
 from ddpm.ema import EMA
-from ddpm.entries import brief
 from ddpm.lit import loggers, report
 from ddpm.lit.between_steps import BetweenSteps
 from ddpm.lit.callbacks.checkpoint import WholeFiles
 from ddpm.lit.interrupt import Interrupted, Signals
-from ddpm.lit.module import DDPM, class_name
-from ddpm.lit.resume import resumable
+from ddpm.lit.module import DDPM
+from ddpm.lit.resume import check_data, resume
 from ddpm.process import Process
 
 EXPECTED_WARNINGS = (
@@ -69,14 +67,14 @@ class Experiment(NamedTuple):
         """
         for expected in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", expected)
-        for logger in self.trainer.loggers:
-            logger.log_hyperparams(self.config)
         if self.trainer.is_global_zero:
             report.summary(self.trainer, self.module, self.data, self.config)
         path = self.config["ckpt"] and os.path.abspath(self.config["ckpt"])  # Lightning takes some words for others
         signals = self.between.signals
         signals.install()
         try:
+            for logger in self.trainer.loggers:
+                logger.log_hyperparams(self.config)
             self.trainer.fit(self.module, datamodule=self.data, ckpt_path=path, weights_only=True)
             if self.trainer.is_global_zero:
                 report.results(self.trainer, self.module, self.config)
@@ -117,13 +115,13 @@ def experiment(cfg: DictConfig) -> Experiment:
     total_batch = config["batch_size"] * trainer.world_size * trainer.accumulate_grad_batches
     module.config = _stored(config, source, module.diffusion.classes) | {"total_batch": total_batch}
     if config["ckpt"] is not None:
-        content = _resume(config, module, trainer)
+        content = resume(config, module, trainer)
         loggers.go_on(trainer.loggers, content.get("wandb_id"))
     data = DataModule(source, config["batch_size"], config["seed"], config["num_workers"])
     data.setup()
     module.config["image"]["digest"] = processes.agreed(data.fingerprints() if trainer.is_global_zero else None)
     if config["ckpt"] is not None:
-        _check_data(config, source, content["ddpm_config"]["image"], module.config["image"]["digest"])
+        check_data(config, source, content["ddpm_config"]["image"], module.config["image"]["digest"])
     TrainBatches(len(data.train), config["batch_size"], config["seed"], world=trainer.world_size)  # that one fits
     speed.arrange(module, config["speed"], trainer.strategy.root_device)
     return Experiment(trainer, module, data, config, between)
@@ -278,70 +276,3 @@ def _callbacks(config: dict[str, Any], process: Process) -> list[lightning.Callb
         if "_target_" in node:
             built.append(build.instance(f"callbacks.{name}", node))
     return built
-
-
-def _resume(config: dict[str, Any], module: DDPM, trainer: lightning.Trainer) -> dict[str, Any]:
-    """Let the trainer resume the checkpoint, which must have been trained as is configured; its content.
-
-    Where the data lie may differ, and what a run may change on its way: the optimizer's options, the length of the run,
-    its speed, and what is observed of it.
-    """
-    ckpt, here = config["ckpt"], module.config
-    assert here is not None
-    content = checkpoint.read_together(ckpt, trusted=_packages(config))
-    trained = content["ddpm_config"]
-
-    def comparable(stored: dict[str, Any], key: str) -> Any:
-        if key != "data":
-            return stored.get(key)
-        return {name: value for name, value in stored["data"].items() if name not in ("root", "memory_gb")}
-
-    keys = (*MODEL, "loss", "time_sampler", "data", "seed", "total_batch")
-    differing = [key for key in keys if comparable(trained, key) != comparable(here, key)]
-    if differing:
-        first = differing[0]
-        raise ValueError(
-            f"ckpt={ckpt} was trained with other settings of {', '.join(differing)} "
-            f"({first}: {brief(trained.get(first))}, here {here[first]}); repeat the options of that run"
-        )
-    optimizer = class_name(module.configure_optimizers()["optimizer"])
-    if content.get("optimizer", optimizer) != optimizer:
-        raise ValueError(
-            f"ckpt={ckpt} was trained by another optimizer ({brief(content['optimizer'])}, here {optimizer}), and what "
-            f"one has learned of the weights means nothing to another; repeat the options of that run"
-        )
-    if content["global_step"] >= trainer.max_steps:
-        raise ValueError(
-            f"ckpt={ckpt} has been trained for {content['global_step']} steps already; "
-            f"give a trainer.max_steps above that"
-        )
-    try:
-        trainer.strategy.checkpoint_io.content = resumable(content, module, trainer)  # type: ignore[attr-defined]
-    except ValueError as error:
-        raise ValueError(f"ckpt={ckpt} cannot be resumed: {error}") from error
-    return content
-
-
-def _check_data(config: dict[str, Any], source: Source, before: Any, digest: dict[str, Any]) -> None:
-    """Refuse to resume on other data than the checkpoint's, unless that is asked for; say if that cannot be told."""
-    if config["other_data"]:
-        return
-    build.check_classes(source, before)
-    for split, here in digest.items():
-        kept = before.get("digest", {}).get(split)
-        alike = same(kept, here)
-        if alike is False:
-            raise ValueError(
-                f"ckpt={config['ckpt']} was trained with other {split} images ({kept['n']:,} then, {here['n']:,} here; "
-                f"pixels, labels or files differ); give it those, or go on with these by other_data=true"
-            )
-        if alike is None and processes.share().rank == 0:
-            print(f"data: {not_compared(split)}")
-
-
-def _packages(config: Any) -> list[str]:
-    """The packages that the user's own configuration names: the checkpoint may name them too."""
-    if isinstance(config, dict):
-        here = [str(value).split(".")[0] for key, value in config.items() if key == "_target_"]
-        return here + [package for value in config.values() for package in _packages(value)]
-    return []

@@ -7,11 +7,82 @@ import lightning
 import torch
 from torch import nn
 
-from ddpm.entries import fitting, walk
-from ddpm.lit.module import DDPM
+from ddpm import build, checkpoint, processes
+from ddpm.config import MODEL
+from ddpm.data.images import not_compared, same
+from ddpm.data.source import Source
+from ddpm.entries import brief, fitting, walk
+from ddpm.lit.module import DDPM, class_name
 
 STEPS = "epoch_loop.automatic_optimization.optim_progress"
 """Where Lightning counts the steps of the optimizer."""
+
+
+def resume(config: dict[str, Any], module: DDPM, trainer: lightning.Trainer) -> dict[str, Any]:
+    """Let the trainer resume the checkpoint, which must have been trained as is configured; its content.
+
+    Where the data lie may differ, and what a run may change on its way: the optimizer's options, the length of the run,
+    its speed, and what is observed of it.
+    """
+    ckpt, here = config["ckpt"], module.config
+    assert here is not None
+    content = checkpoint.read_together(ckpt, trusted=_packages(config))
+    trained = content["ddpm_config"]
+
+    def comparable(stored: dict[str, Any], key: str) -> Any:
+        if key != "data":
+            return stored.get(key)
+        return {name: value for name, value in stored["data"].items() if name not in ("root", "memory_gb")}
+
+    keys = (*MODEL, "loss", "time_sampler", "data", "seed", "total_batch")
+    differing = [key for key in keys if comparable(trained, key) != comparable(here, key)]
+    if differing:
+        first = differing[0]
+        raise ValueError(
+            f"ckpt={ckpt} was trained with other settings of {', '.join(differing)} "
+            f"({first}: {brief(trained.get(first))}, here {here[first]}); repeat the options of that run"
+        )
+    optimizer = class_name(module.configure_optimizers()["optimizer"])
+    if content.get("optimizer", optimizer) != optimizer:
+        raise ValueError(
+            f"ckpt={ckpt} was trained by another optimizer ({brief(content['optimizer'])}, here {optimizer}), and what "
+            f"one has learned of the weights means nothing to another; repeat the options of that run"
+        )
+    if content["global_step"] >= trainer.max_steps:
+        raise ValueError(
+            f"ckpt={ckpt} has been trained for {content['global_step']} steps already; "
+            f"give a trainer.max_steps above that"
+        )
+    try:
+        trainer.strategy.checkpoint_io.content = resumable(content, module, trainer)  # type: ignore[attr-defined]
+    except ValueError as error:
+        raise ValueError(f"ckpt={ckpt} cannot be resumed: {error}") from error
+    return content
+
+
+def check_data(config: dict[str, Any], source: Source, before: Any, digest: dict[str, Any]) -> None:
+    """Refuse to resume on other data than the checkpoint's, unless that is asked for; say if that cannot be told."""
+    if config["other_data"]:
+        return
+    build.check_classes(source, before)
+    for split, here in digest.items():
+        kept = before.get("digest", {}).get(split)
+        alike = same(kept, here)
+        if alike is False:
+            raise ValueError(
+                f"ckpt={config['ckpt']} was trained with other {split} images ({kept['n']:,} then, {here['n']:,} here; "
+                f"pixels, labels or files differ); give it those, or go on with these by other_data=true"
+            )
+        if alike is None and processes.share().rank == 0:
+            print(f"data: {not_compared(split)}")
+
+
+def _packages(config: Any) -> list[str]:
+    """The packages that the user's own configuration names: the checkpoint may name them too."""
+    if isinstance(config, dict):
+        here = [str(value).split(".")[0] for key, value in config.items() if key == "_target_"]
+        return here + [package for value in config.values() for package in _packages(value)]
+    return []
 
 
 def resumable(content: dict[str, Any], module: DDPM, trainer: lightning.Trainer) -> dict[str, Any]:
