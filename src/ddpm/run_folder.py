@@ -30,6 +30,8 @@ from ddpm.files import UNSUPPORTED, as_json, expanded, new_folder, warn_once, wr
 LAST = "last.ckpt"
 METRICS = "metrics.csv"
 RESULTS = "results.json"
+WANDB_LOG = "wandb/*/logs/debug-core.log"
+"""A link that each run of W&B leaves to its log in the user's cache; the next run has a folder of its own there."""
 
 
 def found(ckpt: str | Path) -> Path:
@@ -92,6 +94,8 @@ def check_links(folder: Path) -> None:
     for parent, folders, files in os.walk(folder):
         for path in (Path(parent, name) for name in (*folders, *files)):
             mode = path.lstat().st_mode
+            if stat.S_ISLNK(mode) and path.match(WANDB_LOG):
+                continue
             if stat.S_ISLNK(mode) and not path.resolve().is_relative_to(inside):
                 raise ValueError(
                     f"{path} is a link that leads out of the folder of the run, which writes there; remove it, or "

@@ -217,8 +217,9 @@ def test_a_run_does_not_follow_links_out_of_its_folder(job, tmp_path, name, targ
 
 
 def test_links_within_the_folder_and_to_the_folder_itself_are_followed(job, tmp_path):
-    (tmp_path / "scratch" / "wandb" / "run").mkdir(parents=True)
+    (tmp_path / "scratch" / "wandb" / "run" / "logs").mkdir(parents=True)
     (tmp_path / "scratch" / "wandb" / "latest-run").symlink_to("run")
+    (tmp_path / "scratch" / "wandb" / "run" / "logs" / "debug-core.log").symlink_to(tmp_path / "cache.log")  # W&B's own
     (tmp_path / "run").symlink_to("scratch")
     with claimed(job(tmp_path / "run")) as cfg:
         assert cfg is not None
