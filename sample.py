@@ -1,19 +1,6 @@
 """Draw samples from a checkpoint: python sample.py --help"""
 
-import hydra
-from omegaconf import DictConfig
-
-from ddpm import cli, config
-
-config.register()
-
-
-@hydra.main(version_base="1.3", config_path="conf", config_name="sample")
-@cli.job
-def main(cfg: DictConfig) -> None:
-    cli.check(cfg)
-    cli.lead("sample", cfg)
-
+from ddpm.commands import cli
 
 if __name__ == "__main__":
-    cli.start("sample", main)
+    cli.run("sample")

@@ -17,13 +17,13 @@ import torch.nn.functional as F
 from skimage.restoration import inpaint_biharmonic, unsupervised_wiener
 from torch import Tensor
 
-from ddpm.files import write_json, write_text
+from ddpm.commands.tasks.inverse import measure
 from ddpm.metrics.restoration import psnr, ssim
 from ddpm.operator.base import Measurement
 from ddpm.operator.gaussian_blur import GaussianBlur
 from ddpm.operator.inpaint import Inpaint
 from ddpm.operator.super_resolution import SuperResolution
-from ddpm.tasks.inverse import measure
+from ddpm.support.files import write_json, write_text
 
 ROOT = Path(__file__).parents[1]
 NOISE = 0.05

@@ -15,12 +15,10 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-from ddpm import build, checkpoint, plots
-from ddpm.files import write_json, write_text
-from ddpm.metrics.features import feature_network
+from ddpm.commands import plots
+from ddpm.metrics.feature_network import feature_network
+from ddpm.metrics.features import real_features, sample_features
 from ddpm.metrics.fidelity import fidelity
-from ddpm.metrics.quality import real_features, sample_features
-from ddpm.progress import Steps
 from ddpm.sampler.ancestral import Ancestral
 from ddpm.sampler.ddim import DDIM
 from ddpm.sampler.dpm_solver import DPMSolver
@@ -29,6 +27,9 @@ from ddpm.sampler.heun import Heun
 from ddpm.sampler.langevin import Langevin
 from ddpm.sampler.predictor_corrector import PredictorCorrector
 from ddpm.sampler.reverse_sde import ReverseSDE
+from ddpm.setup import build, loading
+from ddpm.support.bars import Steps
+from ddpm.support.files import write_json, write_text
 
 SAMPLERS = {
     "ancestral": lambda steps: Ancestral(steps),
@@ -61,8 +62,8 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
     options = parser.parse_args()
 
-    content = checkpoint.read(options.ckpt)
-    model, config = checkpoint.model(content), content["ddpm_config"]
+    content = loading.read(options.ckpt)
+    model, config = loading.model(content), content["ddpm_config"]
     source = build.source(config)
     train, test = source.load("train"), source.load("test")
     network = feature_network("classifier", train, test, len(source.classes), model.levels)

@@ -2,8 +2,8 @@
 
 Every comparison is interleaved in one process, on the same batch, and each kind of work has a process of its own; the
 table gives medians and ratios. `diffusers` is the same architecture with the same number of parameters; `lucidrains`
-(denoising-diffusion-pytorch) is another of about its size. Freed memory is kept for all (`ddpm.allocator`). Only ratios
-mean something: the machine drifts.
+(denoising-diffusion-pytorch) is another of about its size. Freed memory is kept for all (`ddpm.kernels.allocator`).
+Only ratios mean something: the machine drifts.
 """
 
 import argparse
@@ -26,21 +26,22 @@ from diffusers.training_utils import EMAModel
 from ema_pytorch import EMA as PytorchEMA
 from torch import Tensor, nn
 
-from ddpm import allocator, speed
+from ddpm.chain.process import Process
+from ddpm.chain.tables import same
 from ddpm.data.batches import TrainBatches
 from ddpm.data.fashion_mnist import FashionMNIST
 from ddpm.data.scaling import to_unit
-from ddpm.diffusion import Diffusion
-from ddpm.ema import EMA
-from ddpm.files import write_json, write_text
+from ddpm.kernels import allocator
+from ddpm.metrics import dataset_bound
 from ddpm.metrics import inception as ours_inception
-from ddpm.metrics import nll
 from ddpm.metrics.fidelity import fidelity
+from ddpm.model.diffusion import Diffusion
+from ddpm.model.ema import EMA
 from ddpm.network.unet import UNet
 from ddpm.parameterization.eps import Eps
-from ddpm.process import Process
 from ddpm.schedule.linear import Linear
-from ddpm.tables import same
+from ddpm.setup import speed
+from ddpm.support.files import write_json, write_text
 from ddpm.variance.fixed_large import FixedLarge
 
 
@@ -298,10 +299,10 @@ def likelihood() -> dict[str, float]:
     n = 256
     with torch.inference_mode():
         start = time.perf_counter()
-        nll.full(model.respace(100), images, n, 0, n)
+        dataset_bound.full(model.respace(100), images, n, 0, n)
         full = 10 * (time.perf_counter() - start) / n  # of a tenth of the terms, ten times
         start = time.perf_counter()
-        nll.sampled(model, images, 8 * n, 0, n, 5)
+        dataset_bound.sampled(model, images, 8 * n, 0, n, 5)
         sampled = (time.perf_counter() - start) / (8 * n)
     return {"full": full, "sampled": sampled, "ratio": full / sampled}
 

@@ -33,23 +33,25 @@ from ema_pytorch import EMA
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from ddpm import allocator, checkpoint, plots, speed
+from ddpm.chain.gaussian import bits_per_dim
+from ddpm.chain.process import Process
+from ddpm.commands import plots
 from ddpm.data.batches import TrainBatches
 from ddpm.data.fashion_mnist import FashionMNIST
 from ddpm.data.scaling import to_unit
-from ddpm.diffusion import Diffusion
-from ddpm.files import write_json, write_tensors, write_text
-from ddpm.gaussian import bits_per_dim
-from ddpm.grid import grid, save_png
-from ddpm.metrics import nll
-from ddpm.metrics.features import feature_network
+from ddpm.kernels import allocator
+from ddpm.metrics import dataset_bound
+from ddpm.metrics.feature_network import feature_network
+from ddpm.metrics.features import real_features, sample_features
 from ddpm.metrics.fidelity import fidelity
-from ddpm.metrics.quality import real_features, sample_features
+from ddpm.model.diffusion import Diffusion
 from ddpm.parameterization.eps import Eps
 from ddpm.parameterization.v import V
-from ddpm.process import Process
-from ddpm.progress import Steps
 from ddpm.sampler.dpm_solver import DPMSolver
+from ddpm.setup import loading, speed
+from ddpm.support.bars import Steps
+from ddpm.support.files import write_json, write_tensors, write_text
+from ddpm.support.pictures import grid, save_png
 from ddpm.variance.fixed_large import FixedLarge
 
 ROOT = Path(__file__).parents[1]
@@ -201,7 +203,7 @@ def trained(name: str, minutes: float, rate: float, work: Path) -> list[Diffusio
         last = folder / "last.ckpt"
         if not (folder / f"step_{at[-1]:07d}.ckpt").exists():
             run_ours(folder, at[-1], at[0], *([f"ckpt={last}"] if last.exists() else []))
-        return [checkpoint.model(checkpoint.read(folder / f"step_{step:07d}.ckpt")) for step in at]
+        return [loading.model(loading.read(folder / f"step_{step:07d}.ckpt")) for step in at]
     peer = PEERS[name](steps_after(minutes, rate, PEERS[name].batch)[-1])
     at = steps_after(minutes, rate, peer.batch)
     files = [work / f"{name}_{step}.pt" for step in at]
@@ -236,7 +238,7 @@ def quality(model: Diffusion, label: str, options: argparse.Namespace, judge: An
             on_batch=lambda pixels, index: tiles.append(pixels),
         )
     save_png(grid(tiles[0][:64]), options.work / f"{label.replace(', ', '_')}.png")
-    code = nll.sampled(model, test, options.nll_images, SEED, 250, 10)
+    code = dataset_bound.sampled(model, test, options.nll_images, SEED, 250, 10)
     return {
         "fid": fidelity(features, reference, ["fid"])["fid"],
         "bits_per_dim": float(bits_per_dim(code.total, code.dims).mean()),

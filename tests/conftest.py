@@ -8,7 +8,7 @@ import pytest
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 
-from ddpm import config
+from ddpm.setup import resolvers
 
 ROOT = Path(__file__).parents[1]
 
@@ -57,7 +57,7 @@ def _environment():
 @pytest.fixture(scope="session")
 def compose():
     """(name, *overrides) -> the configuration that the entry point `name`.py would be given."""
-    config.register()
+    resolvers.register()
 
     def composed(name, *overrides):
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):

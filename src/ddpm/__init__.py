@@ -1,5 +1,15 @@
 """Denoising diffusion probabilistic models (Ho, Jain, Abbeel 2020): an experiment framework."""
 
-from ddpm.checkpoint import load
+from typing import Any
 
-__all__ = ["load"]
+__version__ = "0.1.0"
+__all__ = ["__version__", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """`load`, which imports torch when it is first asked for."""
+    if name == "load":
+        from ddpm.setup.loading import load
+
+        return load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-from ddpm import cli
-from ddpm.evaluate import evaluate
+from ddpm.commands import cli, errors
+from ddpm.commands.evaluate import evaluate
+from ddpm.commands.sample import sample
 from ddpm.lit.experiment import experiment
-from ddpm.sample import sample
 
 RUN = {"evaluate": evaluate, "sample": sample, "train": lambda cfg: experiment(cfg).run()}
 
@@ -26,9 +26,9 @@ def message(compose, tiny, tmp_path):
             cli.check(cfg)
             RUN[name](cfg)
 
-        with pytest.raises(cli.EXPLAINED) as shown:
+        with pytest.raises(errors.EXPLAINED) as shown:
             checked()
-        line = cli.explained(shown.value)
+        line = errors.explained(shown.value)
         assert line.startswith("error: ")
         assert "\n" not in line
         assert not list(tmp_path.rglob("*.ckpt"))

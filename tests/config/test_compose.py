@@ -13,8 +13,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from omegaconf import OmegaConf
 from PIL import Image
 
-from ddpm import build
-from ddpm.config import plain
+from ddpm.chain.process import Process
 from ddpm.data.digits import Digits
 from ddpm.data.source import Source
 from ddpm.lit import loggers
@@ -24,9 +23,10 @@ from ddpm.lit.experiment import _trainer, experiment
 from ddpm.lit.interrupt import Signals
 from ddpm.loss.base import Loss
 from ddpm.parameterization.base import Parameterization
-from ddpm.process import Process
 from ddpm.sampler.base import Sampler
 from ddpm.schedule.base import Schedule
+from ddpm.setup import build
+from ddpm.setup.schema import plain
 from ddpm.time_sampler.base import TimeSampler
 from ddpm.variance.base import Variance
 

@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddpm.diffusion import Diffusion
+from ddpm.chain.process import Coefficients, Process
 from ddpm.loss.base import WeightedError
+from ddpm.model.diffusion import Diffusion
+from ddpm.model.prediction import Prediction
 from ddpm.network.unet import UNet
 from ddpm.operator.base import LinearOperator
 from ddpm.parameterization.base import Parameterization
 from ddpm.parameterization.eps import Eps
 from ddpm.parameterization.x0 import X0
-from ddpm.prediction import Prediction
-from ddpm.process import Coefficients, Process
 from ddpm.sampler.base import Noise, Sampler, State
 from ddpm.schedule.linear import Linear
 from ddpm.variance.fixed_small import FixedSmall

@@ -11,12 +11,14 @@ import pytest
 import torch
 from torch.nn import Parameter
 
-from ddpm import build, checkpoint, cli, entries, processes
-from ddpm.config import BASES, check_targets, is_option
-from ddpm.entries import fitting
+from ddpm.commands import errors
 from ddpm.lit import resume
 from ddpm.lit.experiment import experiment
 from ddpm.lit.resume import resumable
+from ddpm.parallel import processes
+from ddpm.setup import build, entries, loading
+from ddpm.setup.entries import fitting
+from ddpm.setup.targets import BASES, check_targets, is_option
 
 ESCAPE = "\x1b]0;mine\x07\n\u202e"
 
@@ -43,7 +45,7 @@ def opened(built, monkeypatch):
     """(content, weights) -> what resuming and evaluating take from a file that holds it."""
     path = "some.ckpt"
     content = {}
-    monkeypatch.setattr(checkpoint, "read_together", lambda *_, **__: checkpoint.checked({**content}, path))
+    monkeypatch.setattr(loading, "read_together", lambda *_, **__: loading.checked({**content}, path))
     monkeypatch.setattr(built.module, "optimizer", functools.partial(torch.optim.Adam, fused=True))
     after_one_step = resume._after_one_step
     fresh = functools.cache(lambda shape: after_one_step(built.module, Parameter(torch.zeros(shape))))
@@ -54,9 +56,9 @@ def opened(built, monkeypatch):
         content.update(given)
         resume.resume(built.config | {"ckpt": path}, built.module, built.trainer)
         for each in weights:
-            checked = checkpoint.checked({**content}, path)
+            checked = loading.checked({**content}, path)
             build.source(checked["ddpm_config"])
-            build.sampler(checked["ddpm_config"]["sampler"], checkpoint.model(checked, each).process)
+            build.sampler(checked["ddpm_config"]["sampler"], loading.model(checked, each).process)
 
     return of
 
@@ -76,7 +78,7 @@ def refusal(opened, content, *weights):
 
 
 def one_line(error):
-    line = cli.explained(error)
+    line = errors.explained(error)
     assert line.startswith("error: ")
     assert line.isprintable()
     assert len(line) < 1000, line
@@ -139,11 +141,11 @@ def test_the_importance_samplers_history_is_checked_too(compose, bare, tmp_path)
 def test_evaluating_refuses_weights_that_are_not_finite(content):
     path = TENSORS["an averaged weight"]
     damaged = changed(content, path, lambda x: x.clone().fill_(float("nan")))
-    checkpoint.model(damaged, "raw")
+    loading.model(damaged, "raw")
     with pytest.raises(
         ValueError, match=r"the ema weights do not fit .*conv_in.weight holds values that are not finite"
     ):
-        checkpoint.model(damaged, "ema")
+        loading.model(damaged, "ema")
 
 
 def test_tensors_that_share_their_memory_are_parted_before_a_step(content, built):
@@ -166,7 +168,7 @@ def test_tensors_that_share_their_memory_are_parted_before_a_step(content, built
         "ddpm.data.image_folder.ThreadPoolExecutor",
         "ddpm.data.images.Images",
         "ddpm.network.layers.ResidualBlock",
-        "ddpm.network.native.Path",
+        "ddpm.kernels.native.Path",
         "ddpm.schedule.linear.Tensor",
         "ddpm.schedule.nowhere.Nothing",
         "ddpm.sampler.base.State",
@@ -202,7 +204,7 @@ def test_a_configuration_that_repeats_its_parts_without_end_is_refused_at_once(c
         damaged[part]["data"] = {"_target_": "ddpm.data.digits.Digits", "flip": value}
         start = time.process_time()
         with pytest.raises(ValueError, match="is refused: it holds more than"):
-            checkpoint.checked(damaged, "some.ckpt")
+            loading.checked(damaged, "some.ckpt")
         assert time.process_time() - start < 2
 
 
@@ -210,7 +212,7 @@ def test_a_configuration_that_repeats_its_parts_without_end_is_refused_at_once(c
 
 
 def test_the_hash_is_that_of_the_file(trained):
-    assert checkpoint.read(trained)["sha256"] == hashlib.sha256(trained.read_bytes()).hexdigest()
+    assert loading.read(trained)["sha256"] == hashlib.sha256(trained.read_bytes()).hexdigest()
 
 
 def test_a_file_that_takes_the_place_of_the_first_is_not_read(trained, tmp_path, monkeypatch):
@@ -219,7 +221,7 @@ def test_a_file_that_takes_the_place_of_the_first_is_not_read(trained, tmp_path,
     other.write_bytes(b"another")
     digest = hashlib.file_digest
     monkeypatch.setattr(hashlib, "file_digest", lambda *given: (other.replace(path), digest(*given))[1])
-    content = checkpoint.read(path)
+    content = loading.read(path)
     assert content["sha256"] == hashlib.sha256(trained.read_bytes()).hexdigest()
     assert content["global_step"] == 2
 
@@ -230,14 +232,14 @@ def test_a_file_that_is_written_to_while_it_is_read_is_refused(trained, tmp_path
     load = torch.load
     monkeypatch.setattr(torch, "load", lambda *given, **how: (load(*given, **how), os.utime(path, (1, 1)))[0])
     with pytest.raises(ValueError, match="was written to while it was read"):
-        checkpoint.read(path)
+        loading.read(path)
 
 
 def test_processes_that_read_different_files_are_all_told(trained, monkeypatch):
     read = []
     monkeypatch.setattr(processes, "agreed", lambda sha256: read.append(sha256) or "that of the leader")
     with pytest.raises(ValueError, match="was replaced while the processes read it"):
-        checkpoint.read_together(trained)
+        loading.read_together(trained)
     assert len(read) == 1
 
 
@@ -330,7 +332,7 @@ def test_a_thousand_mutated_checkpoints_are_refused_in_one_line_or_resumed(opene
         new.add((id(found), path))
         return fitting(found, like, path, loose)
 
-    for module in (entries, resume, checkpoint):
+    for module in (entries, resume, loading):
         monkeypatch.setattr(module, "fitting", once)
     opened(content)
     known |= new
@@ -345,5 +347,5 @@ def test_a_thousand_mutated_checkpoints_are_refused_in_one_line_or_resumed(opene
             accepted.append(damaged)
     assert 20 < len(accepted) < 300
     for damaged in accepted:
-        resumed = resumable(checkpoint.checked(damaged, "some.ckpt"), built.module, built.trainer)
+        resumed = resumable(loading.checked(damaged, "some.ckpt"), built.module, built.trainer)
         built.module.on_load_checkpoint(copied(resumed))

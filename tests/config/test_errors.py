@@ -13,8 +13,8 @@ from hydra.core.config_store import ConfigStore
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
-from ddpm import checkpoint
-from ddpm.config import check_targets
+from ddpm.setup import loading
+from ddpm.setup.targets import check_targets
 
 ROOT = Path(__file__).parents[2]
 
@@ -253,9 +253,9 @@ def test_a_foreign_target_in_a_checkpoint_is_refused_before_its_import(message, 
 def test_trusting_a_package_lets_the_checkpoint_name_it(trained, tmp_path, spy):
     path = tampered(trained, tmp_path / "mine", lambda config: config["schedule"].update(_target_="spy_module.Linear"))
     with pytest.raises(ValueError, match="spy_module"):
-        checkpoint.load(path, trusted=["spy", "spy_mod"])
+        loading.load(path, trusted=["spy", "spy_mod"])
     assert not spy.exists()
-    assert checkpoint.load(path, trusted=["spy_module"]).T == 20
+    assert loading.load(path, trusted=["spy_module"]).T == 20
     assert spy.exists()
 
 
@@ -267,7 +267,7 @@ def test_trusting_a_package_lets_the_checkpoint_name_it(trained, tmp_path, spy):
         "torch.load",
         "torch.hub.load",
         "torch.optim.Adam",
-        "ddpm.checkpoint.load",
+        "ddpm.setup.loading.load",
         "ddpm.metrics.classifier.os.system",
         "ddpm.data.decode.np.load",
         "ddpm.network.unet.UNet.forward",
@@ -299,7 +299,7 @@ def test_what_would_be_computed_is_refused(entry):
 
 
 def test_every_target_that_training_stores_is_allowed(trained):
-    check_targets(checkpoint.read(trained)["ddpm_config"])
+    check_targets(loading.read(trained)["ddpm_config"])
 
 
 @pytest.mark.parametrize(
@@ -439,4 +439,4 @@ def test_a_checkpoint_from_before_there_were_classes_is_unconditional(trained, t
     content = torch.load(trained, weights_only=True)
     del content["ddpm_config"]["conditioning"], content["ddpm_config"]["image"]["classes"]
     torch.save(content, tmp_path / "older")
-    assert checkpoint.load(tmp_path / "older").classes == 0
+    assert loading.load(tmp_path / "older").classes == 0

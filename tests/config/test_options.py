@@ -10,8 +10,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf import OmegaConf
 
-from ddpm import build, cli
-from ddpm.subject import Subject
+from ddpm.commands import cli, errors
+from ddpm.commands.subject import Subject
+from ddpm.setup import build
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -29,7 +30,7 @@ def groups(entry):
 def test_a_misspelt_option_of_any_group_is_an_error_that_lists_the_options(compose, entry, group):
     with pytest.raises(MissingConfigException) as shown:
         compose(entry, f"{group}=dmp_solver")
-    said = cli.explained(shown.value)
+    said = errors.explained(shown.value)
     assert f"{group}/dmp_solver" in said
     assert all(path.stem in said for path in (CONF / group).glob("*.yaml"))
 
@@ -43,7 +44,7 @@ def test_a_misspelt_option_in_a_list_is_an_error(compose, group):
 def test_advice_does_not_send_a_misspelt_key_astray(compose):
     with pytest.raises(ConfigCompositionException) as shown:
         compose("train", "batchsize=3")
-    assert "If it is not misspelt, add it with +batchsize=3" in cli.explained(shown.value)
+    assert "If it is not misspelt, add it with +batchsize=3" in errors.explained(shown.value)
 
 
 # ---------------------------------------------------------------- the sampler of a checkpoint

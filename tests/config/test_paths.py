@@ -9,10 +9,11 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
-from ddpm import checkpoint, cli, run_folder
-from ddpm.config import plain
-from ddpm.files import expanded
-from ddpm.sample import sample
+from ddpm.commands import cli
+from ddpm.commands.sample import sample
+from ddpm.setup import loading, run_folder
+from ddpm.setup.schema import plain
+from ddpm.support.files import expanded
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,9 +73,9 @@ def test_a_folder_stands_for_the_last_checkpoint_in_it(compose, trained, tmp_pat
         cli.check(cfg)
         assert cfg.ckpt == str(trained)
     assert run_folder.goes_on(str(trained.parent), trained.parent)
-    assert checkpoint.load(trained.parent).T == checkpoint.load(trained).T
+    assert loading.load(trained.parent).T == loading.load(trained).T
     with pytest.raises(ValueError, match=r"there is no checkpoint .*last\.ckpt"):
-        checkpoint.read(tmp_path)
+        loading.read(tmp_path)
 
 
 def test_paths_from_home_may_be_typed_without_quotes_that_of_hydra_too(home, bare, monkeypatch):

@@ -9,11 +9,11 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import OmegaConf
 
-from ddpm import checkpoint
-from ddpm.config import plain
-from ddpm.evaluate import evaluate
+from ddpm.commands.evaluate import evaluate
 from ddpm.lit.experiment import experiment
 from ddpm.lit.resume import resumable
+from ddpm.setup import loading
+from ddpm.setup.schema import plain
 
 REFUSED = {
     "schedule._target_": "ddpm.schedule.quadratic.Quadratic",
@@ -204,9 +204,7 @@ def test_a_longer_warm_up_is_that_of_the_step_that_is_resumed(cfg):
 
 def test_the_time_that_a_run_may_take_is_counted_from_its_first_start(cfg, trained):
     built = experiment(with_options(cfg, {"trainer.max_time": "00:01:00:00"}))
-    content = checkpoint.read(trained) | {
-        "callbacks": {"Timer": {"time_elapsed": {"train": 1000.5}}, "Other": {"a": 1}}
-    }
+    content = loading.read(trained) | {"callbacks": {"Timer": {"time_elapsed": {"train": 1000.5}}, "Other": {"a": 1}}}
     states = resumable(content, built.module, built.trainer)["callbacks"]
     assert states.keys() == {"Timer"}
     assert states["Timer"]["time_elapsed"]["train"] == 1000.5
@@ -221,7 +219,7 @@ def test_a_callback_is_told_of_no_file_outside_of_the_folder_of_the_run(cfg, tra
     built = experiment(cfg)
     built.trainer.callbacks.append(keeper := ModelCheckpoint(tmp_path, monitor="val/loss"))
     state = {"best_model_path": "a", "best_model_score": None, "best_k_models": {path: torch.tensor(1.0)}}
-    content = checkpoint.read(trained) | {"callbacks": {keeper.state_key: state}}
+    content = loading.read(trained) | {"callbacks": {keeper.state_key: state}}
     with pytest.raises(ValueError, match="leads out of the folder of the run"):
         resumable(content, built.module, built.trainer)
 

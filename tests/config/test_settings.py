@@ -16,15 +16,18 @@ from hydra.core.global_hydra import GlobalHydra
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from ddpm import build, cli, processes
-from ddpm import evaluate as evaluation
-from ddpm.config import plain
+from ddpm.chain.process import Process
+from ddpm.commands import cli, errors
+from ddpm.commands import evaluate as evaluation
+from ddpm.lit import devices
 from ddpm.lit.between_steps import BetweenSteps
 from ddpm.lit.experiment import _trainer
 from ddpm.lit.interrupt import Signals
 from ddpm.metrics import classifier, inception
-from ddpm.process import Process
+from ddpm.parallel import processes
 from ddpm.schedule.linear import Linear
+from ddpm.setup import build
+from ddpm.setup.schema import plain
 
 ROOT = Path(__file__).parents[2]
 WRONG = ("abc", -1, 0, 1.5, float("nan"), [], ["a"], {"a": 1}, True, None)
@@ -41,7 +44,7 @@ def one_line(compose, bare):
         try:
             _trainer(given, process, BetweenSteps(Signals(), lambda rows: None))
         except ValueError as error:
-            return cli.explained(error)
+            return errors.explained(error)
         return None
 
     return of
@@ -98,7 +101,7 @@ def test_a_gpu_where_there_is_none_is_one_line(monkeypatch, kind, asked):
     monkeypatch.setattr(processes.CUDAAccelerator, "auto_device_count", lambda: 0)
     monkeypatch.setattr(processes.CUDAAccelerator, "parse_devices", refuse)
     with pytest.raises(ValueError, match=f"on {kind} are not to be had: there are 0 GPUs here; .*cpu instead"):
-        processes.devices(kind, asked)
+        devices.devices(kind, asked)
 
 
 BEST = "+callbacks.best={_target_:lightning.pytorch.callbacks.ModelCheckpoint,monitor:bits_per_dim}"
@@ -149,7 +152,7 @@ def test_what_monitors_a_metric_looks_once_at_each_value(train, tmp_path):
 def test_a_metric_that_nothing_computes_is_one_line(train, tmp_path):
     with pytest.raises(ValueError, match="could not find the monitored key") as shown:
         train(tmp_path, BEST, "trainer.max_steps=3")
-    assert len(cli.explained(shown.value).splitlines()) == 1
+    assert len(errors.explained(shown.value).splitlines()) == 1
 
 
 def test_advice_names_a_way_out_of_missing_features(tmp_path):
@@ -225,6 +228,6 @@ def test_the_configuration_can_be_shown_with_everything_resolved(ran):
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")
-@pytest.mark.parametrize("module", ["ddpm.evaluate", "ddpm.sample"])
+@pytest.mark.parametrize("module", ["ddpm.commands.evaluate", "ddpm.commands.sample"])
 def test_a_module_that_is_run_is_its_entry_point(ran, module):
     assert ran(lambda: runpy.run_module(module, run_name="__main__"))[1] == "error: missing: ckpt; give ckpt=..."

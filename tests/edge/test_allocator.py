@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from ddpm import allocator
+from ddpm.kernels import allocator
 
 PROGRAM = """
 import resource
-from ddpm import allocator
+from ddpm.kernels import allocator
 allocator.keep_memory()
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddpm import cache
-from ddpm.files import written
-from ddpm.network import native
+from ddpm.kernels import native
+from ddpm.support import cache
+from ddpm.support.files import written
 
 MAKER = """
 import runpy, sys, time

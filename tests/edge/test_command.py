@@ -10,8 +10,8 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from ddpm import run_folder
-from ddpm.command import argument, command, shown
+from ddpm.setup import run_folder
+from ddpm.setup.shell import argument, command, shown
 
 ROOT = Path(__file__).parents[2]
 NAMES = (

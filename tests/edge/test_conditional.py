@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm import checkpoint as checkpoints
 from ddpm import load
+from ddpm.commands.evaluate import evaluate
+from ddpm.commands.sample import sample
 from ddpm.data.digits import Digits
-from ddpm.evaluate import evaluate
-from ddpm.grid import grid, in_rows
 from ddpm.lit.experiment import experiment
-from ddpm.metrics import nll
+from ddpm.metrics import dataset_bound
 from ddpm.metrics.by_class import accuracy, fid_by_class
-from ddpm.sample import sample
+from ddpm.setup import loading as checkpoints
+from ddpm.support.pictures import grid, in_rows
 
 pytestmark = pytest.mark.slow
 CONDITIONAL = ("conditioning=class", "seed=2", "optimizer.lr=1e-2")
@@ -104,7 +104,7 @@ def test_bits_per_dim_are_those_given_the_class(do, checkpoint):
     seed = checkpoints.read(checkpoint)["ddpm_config"]["seed"]
 
     def total():
-        code = nll.full(model, images, 20, seed, 64)
+        code = dataset_bound.full(model, images, 20, seed, 64)
         return float(code.total.mean()) / (64 * np.log(2))
 
     assert found["nll"]["bits_per_dim"] == pytest.approx(total(), abs=1e-5)

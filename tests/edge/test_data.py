@@ -19,17 +19,17 @@ from ddpm.data import fashion_mnist
 from ddpm.data.batches import EvalSampler, TrainBatches
 from ddpm.data.cifar10 import CIFAR10
 from ddpm.data.cifar100 import CIFAR100
-from ddpm.data.datamodule import Batch, DataModule
 from ddpm.data.decode import Decode
 from ddpm.data.digits import Digits
 from ddpm.data.fashion_mnist import FashionMNIST
 from ddpm.data.image_folder import ImageFolder
 from ddpm.data.images import InMemory, OnDisk
 from ddpm.data.mnist import MNIST
-from ddpm.data.names import numbered
 from ddpm.data.scaling import as_uint8, to_pixels, to_unit
 from ddpm.data.source import Source
+from ddpm.lit.datamodule import Batch, DataModule
 from ddpm.operator.inpaint import Inpaint
+from ddpm.support.text import numbered
 
 # ---------------------------------------------------------------- integers <-> [-1, 1]
 

@@ -11,20 +11,21 @@ import torch
 import torch_fidelity
 from PIL import Image
 
-import ddpm.draw
-from ddpm import build, checkpoint, load
+import ddpm.generation.draw
+from ddpm import load
+from ddpm.chain.gaussian import Gaussian
+from ddpm.chain.noise import IndexedNoise, Stream
+from ddpm.commands.evaluate import evaluate
+from ddpm.commands.sample import sample
 from ddpm.data.digits import Digits
 from ddpm.data.scaling import as_uint8, to_pixels
-from ddpm.draw import draw
-from ddpm.evaluate import evaluate
-from ddpm.gaussian import Gaussian
-from ddpm.grid import save_png
-from ddpm.metrics import nll
+from ddpm.generation.draw import draw
+from ddpm.metrics import dataset_bound
 from ddpm.metrics.classifier import train_classifier
-from ddpm.noise import IndexedNoise, Stream
-from ddpm.sample import sample
+from ddpm.parallel.share import Share
 from ddpm.sampler.ancestral import Ancestral
-from ddpm.share import Share
+from ddpm.setup import build, loading
+from ddpm.support.pictures import save_png
 
 pytestmark = pytest.mark.slow
 
@@ -256,14 +257,14 @@ def test_bits_per_dim_of_any_batch_size_and_number_of_processes_are_the_same(run
                 seen.setdefault((index, t), []).append(row)
             return noise
 
-    monkeypatch.setattr(nll, "IndexedNoise", Spy)
+    monkeypatch.setattr(dataset_bound, "IndexedNoise", Spy)
     model, images = load(run[0] / "last.ckpt"), Digits().load("test")
-    results = {size: nll.sampled(model, images, 64, 3, size, 6) for size in (1, 7, 64)}
+    results = {size: dataset_bound.sampled(model, images, 64, 3, size, 6) for size in (1, 7, 64)}
     for result in results.values():
         assert torch.equal(result.times, results[64].times)
         assert result.total.mean().item() == pytest.approx(results[64].total.mean().item(), rel=1e-6)
     assert all(torch.equal(row, rows[0]) for rows in seen.values() for row in rows)
-    halves = [nll.sampled(model, images, 64, 3, 16, 6, share=Share(rank, 2)) for rank in (0, 1)]
+    halves = [dataset_bound.sampled(model, images, 64, 3, 16, 6, share=Share(rank, 2)) for rank in (0, 1)]
     for rank, half in enumerate(halves):
         assert torch.equal(half.times, results[64].times[rank::2])
         assert torch.allclose(half.total, results[64].total[rank::2], rtol=1e-5)
@@ -400,7 +401,7 @@ def test_the_noise_of_a_sample_is_the_same_in_any_batch(run, monkeypatch):
                 seen.setdefault((index, step), []).append(row)
             return noise
 
-    monkeypatch.setattr(ddpm.draw, "IndexedNoise", Spy)
+    monkeypatch.setattr(ddpm.generation.draw, "IndexedNoise", Spy)
     model = load(run[0] / "last.ckpt")
     for batch_size in (1, 4, 9):
         list(draw(model, Ancestral(), (1, 8, 8), range(9), 3, batch_size))
@@ -454,5 +455,5 @@ def test_a_loaded_model_predicts_and_samples_in_a_few_lines(run):
 
 
 def test_a_checkpoint_holds_nothing_that_runs(run):
-    content = checkpoint.read(run[0] / "last.ckpt")
-    assert not any(parameter.requires_grad for parameter in checkpoint.model(content).parameters())
+    content = loading.read(run[0] / "last.ckpt")
+    assert not any(parameter.requires_grad for parameter in loading.model(content).parameters())

@@ -6,18 +6,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ddpm import ode
+from ddpm.commands.evaluate import evaluate
+from ddpm.commands.sample import sample
+from ddpm.commands.tasks import grid as grid_task
 from ddpm.data.scaling import to_pixels
-from ddpm.evaluate import evaluate
-from ddpm.files import as_json, write_json
-from ddpm.finite import finite
+from ddpm.likelihood import probability_flow
+from ddpm.likelihood.sampled_bound import pilot
 from ddpm.lit import report
-from ddpm.metrics.gathered import Gathered
-from ddpm.run_folder import comparable
-from ddpm.sample import sample
-from ddpm.sampled_bound import pilot
+from ddpm.parallel.gathered import Gathered
+from ddpm.setup.run_folder import comparable
 from ddpm.solver.base import conjugate_gradient
-from ddpm.tasks import grid as grid_task
+from ddpm.support.files import as_json, write_json
+from ddpm.support.finite import finite
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
@@ -55,7 +55,7 @@ def checkpoint(train, tmp_path_factory):
 @pytest.fixture
 def damaged(monkeypatch):
     """A network whose weights are not finite once the checkpoint is read."""
-    from ddpm import checkpoint as checkpoints
+    from ddpm.setup import loading as checkpoints
 
     model = checkpoints.model
 
@@ -133,7 +133,7 @@ def test_samples_before_those_that_diverge_are_no_samples_of_the_model(compose, 
 
 @pytest.mark.slow
 def test_a_metric_that_is_done_is_kept_when_another_fails(compose, checkpoint, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(ode, "code_length", lambda log_p, *args: log_p * torch.nan)
+    monkeypatch.setattr(probability_flow, "code_length", lambda log_p, *args: log_p * torch.nan)
     options = ("metrics=[nll,ode]", "nll.n_images=4", "ode.n_images=2", "ode.rtol=1e-2")
     with pytest.raises(ValueError, match="values of the bits are not finite"):
         evaluate(compose("evaluate", f"ckpt='{checkpoint}'", f"output_dir='{tmp_path}'", *options))

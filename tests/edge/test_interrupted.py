@@ -16,13 +16,13 @@ import torch
 import waiting
 from same import assert_same
 
-from ddpm import followers, rendezvous
-from ddpm.command import quoted
-from ddpm.files import written
+from ddpm.commands import followers, rendezvous
 from ddpm.lit.callbacks.periodic import Periodic
 from ddpm.lit.experiment import experiment
 from ddpm.lit.module import DDPM
-from ddpm.run_folder import trim
+from ddpm.setup.run_folder import trim
+from ddpm.setup.shell import quoted
+from ddpm.support.files import written
 
 ROOT = Path(__file__).parents[2]
 KILLS = int(os.environ.get("DDPM_KILLS", "3"))  # 20 in the nightly form

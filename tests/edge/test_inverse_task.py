@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
+from ddpm.commands.sample import sample
 from ddpm.data.digits import Digits
 from ddpm.metrics.restoration import psnr, ssim
 from ddpm.operator.inpaint import Inpaint
-from ddpm.sample import sample
 
 pytestmark = pytest.mark.slow
 

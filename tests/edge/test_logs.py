@@ -16,9 +16,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import OmegaConf
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from ddpm import plots, printed, progress
+from ddpm.commands import plots
 from ddpm.lit import loggers
 from ddpm.lit.callbacks.progress import Progress
+from ddpm.support import bars, printed
 
 # ---------------------------------------------------------------- W&B and TensorBoard
 
@@ -218,14 +219,14 @@ def test_the_bar_shows_the_loss_at_80_columns(monkeypatch):
 
 def test_without_a_terminal_progress_is_a_line_every_few_seconds(monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(bars.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr("sys.stderr", io.StringIO())
-    with progress.Steps("FID", 100) as steps:
+    with bars.Steps("FID", 100) as steps:
         for _ in range(100):
-            clock[0] += progress.SECONDS / 20
+            clock[0] += bars.SECONDS / 20
             steps.bar.last_print_t -= 1.0
             steps()
-    text = progress.sys.stderr.getvalue()
+    text = bars.sys.stderr.getvalue()
     assert "\r" not in text
     lines = text.splitlines()
     assert 4 <= len(lines) <= 5
@@ -235,10 +236,10 @@ def test_without_a_terminal_progress_is_a_line_every_few_seconds(monkeypatch):
 
 def test_short_work_says_nothing_where_there_is_no_terminal(monkeypatch):
     monkeypatch.setattr("sys.stderr", io.StringIO())
-    with progress.Steps("FID", 3) as steps:
+    with bars.Steps("FID", 3) as steps:
         for _ in range(3):
             steps()
-    assert not progress.sys.stderr.getvalue()
+    assert not bars.sys.stderr.getvalue()
 
 
 # ---------------------------------------------------------------- the log
@@ -247,7 +248,7 @@ def test_short_work_says_nothing_where_there_is_no_terminal(monkeypatch):
 def test_a_log_keeps_what_is_printed_and_the_error_without_bars_and_colours(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.stderr", Terminal())
     log = tmp_path / "run" / "train.log"
-    with printed.kept(log), progress.Steps("FID", 10) as steps:
+    with printed.kept(log), bars.Steps("FID", 10) as steps:
         print("\x1b[1mbold\x1b[0m ±")
         steps()
         steps.bar.refresh()
@@ -257,7 +258,7 @@ def test_a_log_keeps_what_is_printed_and_the_error_without_bars_and_colours(tmp_
     assert text.startswith("bold ±\n")
     assert "FID" not in text
     assert text.endswith("ValueError: it diverged\n")
-    assert "FID" in progress.terminal().getvalue()
+    assert "FID" in bars.terminal().getvalue()
 
 
 def test_no_title_is_cut_off():

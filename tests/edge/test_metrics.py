@@ -14,22 +14,22 @@ import torch_fidelity
 from PIL import Image
 from torch_fidelity import feature_extractor_inceptionv3 as tf_inception
 
-from ddpm import evaluate as evaluation
+from ddpm.chain.process import Process
+from ddpm.commands import evaluate as evaluation
 from ddpm.data.digits import Digits
 from ddpm.data.images import InMemory
-from ddpm.diffusion import Diffusion
 from ddpm.metrics import classifier as classifier_module
+from ddpm.metrics import dataset_bound
 from ddpm.metrics import inception as inception_module
-from ddpm.metrics import nll
 from ddpm.metrics.classifier import Classifier, train_classifier
-from ddpm.metrics.features import FeatureNetwork, feature_network, features_of
+from ddpm.metrics.feature_network import FeatureNetwork, feature_network, features_of
 from ddpm.metrics.fidelity import fidelity, unreliable
-from ddpm.metrics.gathered import Gathered
 from ddpm.metrics.inception import Folded, inception
 from ddpm.metrics.weights import weights_digest
+from ddpm.model.diffusion import Diffusion
 from ddpm.network.unet import UNet
+from ddpm.parallel.gathered import Gathered
 from ddpm.parameterization.eps import Eps
-from ddpm.process import Process
 from ddpm.schedule.linear import Linear
 from ddpm.variance.fixed_small import FixedSmall
 
@@ -186,7 +186,7 @@ def test_gathering_one_number_of_one_image_keeps_its_shape(shape):
 
 
 @pytest.mark.parametrize("n", [1, 2])
-@pytest.mark.parametrize("estimate", [nll.full, partial(nll.sampled, evaluations=3)])
+@pytest.mark.parametrize("estimate", [dataset_bound.full, partial(dataset_bound.sampled, evaluations=3)])
 def test_the_bound_of_one_step_and_one_image_has_a_summary(n, estimate):
     process = Process(Linear(1).beta())
     network = UNet(8, 1, 1, width=4, multipliers=(1,), attention=(), groups=1)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
+from ddpm.commands.evaluate import evaluate
+from ddpm.commands.sample import sample
 from ddpm.data.image_folder import ImageFolder
 from ddpm.data.images import fingerprint, same
-from ddpm.evaluate import evaluate
 from ddpm.lit.experiment import experiment
-from ddpm.sample import sample
 
 CLASSES = ("10", "2", "cat")
 NUMBERED = "0 2, 1 10, 2 cat"

@@ -15,7 +15,7 @@ import torch
 import waiting
 from PIL import Image
 
-from ddpm import processes
+from ddpm.lit import devices
 from ddpm.lit.experiment import experiment
 
 ROOT = Path(__file__).parents[2]
@@ -283,7 +283,7 @@ def test_the_tasks_of_slurm_train_together(bare, tmp_path, way):
     typed = command(*bare, f"hydra.run.dir={tmp_path}/run", "trainer.devices=2")
     if way != "run":  # as the launcher does: each task calls the job's function itself
         code = (
-            "import runpy, sys; from ddpm import followers; followers.start = lambda entry, main: main(); "
+            "import runpy, sys; from ddpm.commands import followers; followers.start = lambda entry, main: main(); "
             f"sys.argv[0] = {str(ROOT / 'train.py')!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
         )
         typed = [sys.executable, "-c", code, *typed[2:]]
@@ -341,13 +341,13 @@ def test_a_failing_follower_ends_the_job_and_its_line_is_the_only_one(bare, tmp_
 
 @pytest.mark.parametrize(("asked", "n"), [(1, 1), (3, 3), ("2", 2), ("auto", 1)])
 def test_devices_are_counted_as_lightning_does(asked, n):
-    assert processes.devices("cpu", asked) == n
+    assert devices.devices("cpu", asked) == n
 
 
 @pytest.mark.parametrize("asked", [0, "many", -2])
 def test_impossible_devices_are_refused(asked):
     with pytest.raises(ValueError, match="devices="):
-        processes.devices("cpu", asked)
+        devices.devices("cpu", asked)
 
 
 def test_several_nodes_ask_for_a_launcher(compose, bare, tmp_path):

@@ -16,8 +16,8 @@ import pytest
 import waiting
 from torch import distributed as dist
 
-from ddpm import cli, followers, module_path, rendezvous
-from ddpm.processes import Lost
+from ddpm.commands import cli, followers, module_path, rendezvous
+from ddpm.parallel.processes import Lost
 
 RIGHT = {
     "WORLD_SIZE": "4",

@@ -13,10 +13,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from ddpm import config, files
-from ddpm.config import folder_name
 from ddpm.lit.experiment import experiment
-from ddpm.run_folder import Folders, claimed
+from ddpm.setup import resolvers
+from ddpm.setup.resolvers import folder_name
+from ddpm.setup.run_folder import Folders, claimed
+from ddpm.support import files
 
 ROOT = Path(__file__).parents[2]
 
@@ -74,7 +75,7 @@ def test_a_refused_run_changes_nothing(job, tmp_path):
 def hydra(job, tmp_path, monkeypatch):
     """Hydra itself, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    config.register()
+    resolvers.register()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         yield GlobalHydra.instance().hydra
 

@@ -5,13 +5,13 @@ import json
 import pytest
 import torch
 
-from ddpm import speed
-from ddpm.diffusion import Diffusion
+from ddpm.chain.process import Process
+from ddpm.commands.sample import sample
+from ddpm.model.diffusion import Diffusion
 from ddpm.network.unet import UNet
 from ddpm.parameterization.eps import Eps
-from ddpm.process import Process
-from ddpm.sample import sample
 from ddpm.schedule.linear import Linear
+from ddpm.setup import speed
 from ddpm.variance.fixed_small import FixedSmall
 
 
@@ -80,7 +80,7 @@ def test_what_the_user_says_of_the_precision_comes_first(train, tmp_path, fast):
 
 @pytest.mark.slow
 def test_an_evaluation_states_in_what_it_sampled(train, compose, tmp_path, fast):
-    from ddpm.evaluate import evaluate
+    from ddpm.commands.evaluate import evaluate
 
     train(tmp_path / "run", "trainer.max_steps=1")
     options = (f"ckpt='{tmp_path}/run/last.ckpt'", "metrics=[is,nll]", "features=classifier", "n_samples=16")
@@ -94,7 +94,7 @@ def test_an_evaluation_states_in_what_it_sampled(train, compose, tmp_path, fast)
 
 @pytest.mark.parametrize("name", ["train", "evaluate"])
 def test_another_speed_is_refused(compose, bare, train, tmp_path, name):
-    from ddpm.evaluate import evaluate
+    from ddpm.commands.evaluate import evaluate
 
     if name == "train":
         with pytest.raises(ValueError, match="speed must be auto"):
@@ -181,7 +181,7 @@ def test_the_layout_of_the_weights_does_not_change_a_resumed_run(train, tmp_path
 
 @pytest.mark.slow
 def test_features_in_bfloat16_are_asked_for_stated_and_nearly_the_same(train, compose, tmp_path):
-    from ddpm.evaluate import evaluate
+    from ddpm.commands.evaluate import evaluate
 
     train(tmp_path / "run", "trainer.max_steps=1")
     options = (f"ckpt={json.dumps(str(tmp_path / 'run' / 'last.ckpt'))}", "metrics=[fid]", "features=classifier")

@@ -15,12 +15,13 @@ import torch
 import waiting
 from matplotlib.figure import Figure
 
-from ddpm import cli, files, plots
+from ddpm.commands import cli, plots
+from ddpm.commands.evaluate import PARTS, evaluate
+from ddpm.commands.sample import sample
 from ddpm.data.images import InMemory
-from ddpm.evaluate import PARTS, evaluate
-from ddpm.grid import save_gif, save_png, saving
 from ddpm.metrics import classifier
-from ddpm.sample import sample
+from ddpm.support import files
+from ddpm.support.pictures import save_gif, save_png, saving
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 
 from ddpm import load
+from ddpm.chain.noise import IndexedNoise, Stream
+from ddpm.commands.sample import sample
+from ddpm.commands.tasks import interpolate as interpolate_task
 from ddpm.data.digits import Digits
 from ddpm.data.scaling import to_unit
-from ddpm.noise import IndexedNoise, Stream
-from ddpm.sample import sample
 from ddpm.sampler.ddim import DDIM
-from ddpm.tasks import interpolate as interpolate_task
 
 pytestmark = pytest.mark.slow
 

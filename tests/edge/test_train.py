@@ -15,14 +15,14 @@ import waiting
 from PIL import Image
 from same import assert_same
 
-from ddpm import build
-from ddpm.config import plain
-from ddpm.data.datamodule import DataModule
 from ddpm.data.digits import Digits
 from ddpm.lit.callbacks.periodic import Periodic
+from ddpm.lit.datamodule import DataModule
 from ddpm.lit.experiment import experiment
 from ddpm.lit.module import DDPM
 from ddpm.lit.quartiles import QuartileLoss
+from ddpm.setup import build
+from ddpm.setup.schema import plain
 
 ROOT = Path(__file__).parents[2]
 

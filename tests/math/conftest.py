@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ddpm.diffusion import Diffusion
+from ddpm.chain.process import Process
+from ddpm.model.diffusion import Diffusion
 from ddpm.parameterization.eps import Eps
 from ddpm.parameterization.x0 import X0
-from ddpm.process import Process
 from ddpm.schedule.linear import Linear
 from ddpm.variance.fixed_small import FixedSmall
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import ddpm
-from ddpm.diffusion import Diffusion
-from ddpm.guidance import Guidance
+from ddpm.chain.process import Process
+from ddpm.model.conditional import Guidance
+from ddpm.model.diffusion import Diffusion
 from ddpm.network.unet import UNet
 from ddpm.parameterization.eps import Eps
-from ddpm.process import Process
 from ddpm.sampler.predictor_corrector import PredictorCorrector
 from ddpm.schedule.linear import Linear
 from ddpm.variance.fixed_small import FixedSmall

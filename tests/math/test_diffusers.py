@@ -9,10 +9,10 @@ import pytest
 import torch
 from conftest import Denoiser
 
-from ddpm.diffusion import Diffusion
-from ddpm.noise import IndexedNoise, Stream
+from ddpm.chain.noise import IndexedNoise, Stream
+from ddpm.chain.process import Process
+from ddpm.model.diffusion import Diffusion
 from ddpm.parameterization.eps import Eps
-from ddpm.process import Process
 from ddpm.sampler.ddim import DDIM
 from ddpm.sampler.dpm_solver import DPMSolver
 from ddpm.sampler.heun import Heun

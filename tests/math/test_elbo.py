@@ -5,14 +5,14 @@ import torch
 from conftest import diffusion_of
 from torch.distributions import Normal, kl_divergence
 
-from ddpm import elbo
-from ddpm.gaussian import bits_per_dim
+from ddpm.chain.gaussian import bits_per_dim
+from ddpm.chain.process import Process
+from ddpm.likelihood import elbo
 from ddpm.loss.vlb import VLB
 from ddpm.parameterization.eps import Eps
 from ddpm.parameterization.mu import Mu
 from ddpm.parameterization.v import V
 from ddpm.parameterization.x0 import X0
-from ddpm.process import Process
 from ddpm.schedule.linear import Linear
 from ddpm.variance.fixed_large import FixedLarge
 from ddpm.variance.fixed_small import FixedSmall

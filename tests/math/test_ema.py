@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from ddpm.ema import EMA
+from ddpm.model.ema import EMA
 
 
 def network():

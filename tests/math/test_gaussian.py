@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
+from ddpm.chain.gaussian import Gaussian, bits_per_dim, discretised_log_likelihood, kl, log1mexp
 from ddpm.data.scaling import to_unit
-from ddpm.gaussian import Gaussian, bits_per_dim, discretised_log_likelihood, kl, log1mexp
 
 
 def gaussian(mean, log_var):

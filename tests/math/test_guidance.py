@@ -5,18 +5,18 @@ import torch
 from conftest import Denoiser
 from torch import nn
 
+from ddpm.chain.process import Process
+from ddpm.chain.tables import gather
 from ddpm.conditioning.class_ import ClassLabels
-from ddpm.diffusion import Diffusion
-from ddpm.guidance import Classes, Guidance, in_proportion
+from ddpm.model.conditional import Classes, Guidance, in_proportion
+from ddpm.model.diffusion import Diffusion
 from ddpm.network.unet import UNet
 from ddpm.parameterization.eps import Eps
 from ddpm.parameterization.mu import Mu
 from ddpm.parameterization.v import V
 from ddpm.parameterization.x0 import X0
-from ddpm.process import Process
 from ddpm.sampler.ddim import DDIM
 from ddpm.schedule.linear import Linear
-from ddpm.tables import gather
 from ddpm.variance.fixed_small import FixedSmall
 from ddpm.variance.learned_range import LearnedRange
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import continuous
 
+from ddpm.chain.process import Process
 from ddpm.operator.base import Measurement
 from ddpm.operator.colourise import Colourise
 from ddpm.operator.function import Function
@@ -17,7 +18,6 @@ from ddpm.parameterization.eps import Eps
 from ddpm.parameterization.mu import Mu
 from ddpm.parameterization.v import V
 from ddpm.parameterization.x0 import X0
-from ddpm.process import Process
 from ddpm.sampler.ancestral import Ancestral
 from ddpm.sampler.dpm_solver import DPMSolver
 from ddpm.schedule.linear import Linear

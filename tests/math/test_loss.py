@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import diffusion_of
 
-from ddpm import elbo
+from ddpm.likelihood import elbo
 from ddpm.loss.hybrid import Hybrid
 from ddpm.loss.min_snr import MinSNR
 from ddpm.loss.p2 import P2

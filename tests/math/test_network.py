@@ -2,15 +2,15 @@ import pytest
 import torch
 from torch import nn
 
-from ddpm.diffusion import Diffusion
-from ddpm.elbo import bound
+from ddpm.chain.process import Process
+from ddpm.chain.tables import same
+from ddpm.likelihood.elbo import bound
+from ddpm.model.diffusion import Diffusion
 from ddpm.network.layers import Attention
 from ddpm.network.unet import UNet
 from ddpm.parameterization.eps import Eps
-from ddpm.process import Process
 from ddpm.sampler.ancestral import Ancestral
 from ddpm.schedule.linear import Linear
-from ddpm.tables import same
 from ddpm.variance.fixed_small import FixedSmall
 
 

@@ -1,6 +1,6 @@
 import torch
 
-from ddpm.noise import IndexedNoise, Stream, seed_from
+from ddpm.chain.noise import IndexedNoise, Stream, seed_from
 
 
 def noise(indices, seed=0, stream=Stream.SAMPLES, **options):

@@ -6,13 +6,13 @@ from conftest import continuous
 from test_optimal_denoiser import MEAN, STD
 from torch.distributions import Normal
 
-from ddpm import ode
-from ddpm.noise import IndexedNoise, Stream
+from ddpm.chain.noise import IndexedNoise, Stream
+from ddpm.chain.process import Process
+from ddpm.likelihood import probability_flow
 from ddpm.parameterization.eps import Eps
 from ddpm.parameterization.mu import Mu
 from ddpm.parameterization.v import V
 from ddpm.parameterization.x0 import X0
-from ddpm.process import Process
 from ddpm.schedule.cosine import Cosine
 from ddpm.schedule.linear import Linear
 
@@ -44,7 +44,7 @@ def test_likelihood_of_gaussian_data_is_the_analytic_log_density(images, paramet
     process = Process(Linear().beta())
     # N(0, I) at T in place of q(x_T) costs first of all a term linear in x; mirrored images cancel it.
     mirrored = torch.cat([images, 2 * MEAN - images])
-    found = ode.log_density(gaussian(process, parameterization), mirrored, ode.exact)
+    found = probability_flow.log_density(gaussian(process, parameterization), mirrored, probability_flow.exact)
     error = (found.log_p - analytic(process, mirrored)) / (4 * math.log(2))
     assert error.view(2, 3).mean(0).abs().max() < 1e-3
     assert found.evaluations > 10
@@ -52,13 +52,15 @@ def test_likelihood_of_gaussian_data_is_the_analytic_log_density(images, paramet
 
 def test_likelihood_holds_for_other_schedules(images):
     process = Process(Cosine().beta())
-    error = ode.log_density(gaussian(process), images, ode.exact).log_p - analytic(process, images)
+    error = probability_flow.log_density(gaussian(process), images, probability_flow.exact).log_p - analytic(
+        process, images
+    )
     assert error.abs().max() / (4 * math.log(2)) < 1e-3
 
 
 def test_latents_are_those_of_the_gaussian_map(images):
     process = Process(Linear().beta())
-    found = ode.log_density(gaussian(process), images, ode.exact)
+    found = probability_flow.log_density(gaussian(process), images, probability_flow.exact)
     first, last = process.alpha_bar[1], process.alpha_bar[-1]
     ratio = ((last * STD**2 + 1 - last) / (first * STD**2 + 1 - first)).sqrt()
     expected = last.sqrt() * MEAN + ratio * (images - first.sqrt() * MEAN)
@@ -76,18 +78,25 @@ def curved(x, t):
 def test_exact_divergence_is_the_trace_of_the_jacobian(images):
     model = continuous(curved, Process(Linear().beta()), Eps())
     x = images.clone().requires_grad_()
-    found = ode.exact(x, ode.velocity(model, x, 0.5))
+    found = probability_flow.exact(x, probability_flow.velocity(model, x, 0.5))
     for i in range(3):
-        jacobian = torch.autograd.functional.jacobian(lambda one: ode.velocity(model, one[None], 0.5), images[i])
+        jacobian = torch.autograd.functional.jacobian(
+            lambda one: probability_flow.velocity(model, one[None], 0.5), images[i]
+        )
         assert found[i].item() == pytest.approx(jacobian.view(4, 4).trace().item(), rel=1e-9)
 
 
 def test_hutchinson_is_exact_on_average_over_all_signs(images):
     model = continuous(curved, Process(Linear().beta()), Eps())
     x = images.clone().requires_grad_()
-    exact = ode.exact(x, ode.velocity(model, x, 0.5))
+    exact = probability_flow.exact(x, probability_flow.velocity(model, x, 0.5))
     signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * 4)
-    each = [ode.hutchinson(v.view(1, 1, 2, 2).expand(3, -1, -1, -1))(x, ode.velocity(model, x, 0.5)) for v in signs]
+    each = [
+        probability_flow.hutchinson(v.view(1, 1, 2, 2).expand(3, -1, -1, -1))(
+            x, probability_flow.velocity(model, x, 0.5)
+        )
+        for v in signs
+    ]
     assert torch.allclose(torch.stack(each).mean(0), exact, rtol=1e-9)
     assert torch.stack(each).std(0).min() > 1e-3
 
@@ -99,7 +108,7 @@ def test_velocity_at_a_trained_time_is_that_of_the_chain(images):
         log_snr = process.log_snr(torch.tensor(t))
         eps = model.predict(images, torch.full((3,), t)).eps
         expected = 0.5 * ((1 - process.alpha_bar[t]) * images - process.sigma[t] * eps)
-        assert torch.allclose(ode.velocity(model, images, log_snr.item()), expected, rtol=1e-7)
+        assert torch.allclose(probability_flow.velocity(model, images, log_snr.item()), expected, rtol=1e-7)
 
 
 @pytest.mark.parametrize("parameterization", [Eps(), Mu(), X0(), V()])
@@ -115,7 +124,7 @@ def test_a_tighter_tolerance_costs_more_and_errs_less(images):
     process = Process(Linear().beta())
     errors, costs = [], []
     for tolerance in (1e-2, 1e-4, 1e-6):
-        found = ode.log_density(gaussian(process), images, ode.exact, tolerance, tolerance)
+        found = probability_flow.log_density(gaussian(process), images, probability_flow.exact, tolerance, tolerance)
         errors.append((found.log_p - analytic(process, images)).abs().max().item())
         costs.append(found.evaluations)
     assert costs[0] < costs[1] < costs[2]
@@ -125,13 +134,13 @@ def test_a_tighter_tolerance_costs_more_and_errs_less(images):
 def test_code_length_of_a_uniform_density_is_the_number_of_bits():
     # A density of 1/2 in each of the dimensions of [-1, 1]
     log_p = torch.tensor([12 * math.log(0.5)], dtype=torch.float64)
-    assert ode.code_length(log_p, 12, 257).item() == pytest.approx(8)
+    assert probability_flow.code_length(log_p, 12, 257).item() == pytest.approx(8)
 
 
 def test_dequantised_levels_fill_their_bins():
     x_0 = torch.full((1, 1, 1, 10_000), 2 * 3 / 16 - 1, dtype=torch.float64)
     uniform = torch.rand(x_0.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    x = ode.dequantise(x_0, uniform, 17)
+    x = probability_flow.dequantise(x_0, uniform, 17)
     assert ((x + 1) * 8).round().unique().tolist() == [3]
     assert x.min().item() == pytest.approx(-0.625 - 1 / 16, abs=1e-3)
     assert x.max().item() == pytest.approx(-0.625 + 1 / 16, abs=1e-3)

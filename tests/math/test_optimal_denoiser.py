@@ -5,15 +5,15 @@ import torch
 from conftest import diffusion_of
 from torch.distributions import Normal
 
-from ddpm import elbo
-from ddpm.gaussian import bits_per_dim
-from ddpm.noise import IndexedNoise, Stream
+from ddpm.chain.gaussian import bits_per_dim
+from ddpm.chain.noise import IndexedNoise, Stream
+from ddpm.chain.process import Process
+from ddpm.likelihood import elbo
+from ddpm.likelihood.sampled_bound import pilot, proposal, sampled_bound
 from ddpm.parameterization.eps import Eps
 from ddpm.parameterization.mu import Mu
 from ddpm.parameterization.v import V
 from ddpm.parameterization.x0 import X0
-from ddpm.process import Process
-from ddpm.sampled_bound import pilot, proposal, sampled_bound
 from ddpm.sampler.ancestral import Ancestral
 from ddpm.schedule.linear import Linear
 from ddpm.variance.fixed_large import FixedLarge

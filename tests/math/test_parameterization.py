@@ -2,7 +2,7 @@ import pytest
 import torch
 from conftest import diffusion_of
 
-from ddpm import elbo
+from ddpm.likelihood import elbo
 from ddpm.parameterization.eps import Eps
 from ddpm.parameterization.mu import Mu
 from ddpm.parameterization.v import V

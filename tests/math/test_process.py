@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from ddpm import spacing
-from ddpm.process import Process
+from ddpm.chain import spacing
+from ddpm.chain.process import Process
 from ddpm.schedule.cosine import Cosine
 from ddpm.schedule.linear import Linear
 

@@ -4,10 +4,11 @@ import pytest
 import torch
 from conftest import diffusion_of
 
-from ddpm import elbo, progressive
-from ddpm.noise import IndexedNoise, Stream
-from ddpm.process import Process
-from ddpm.rate_distortion import rate_distortion
+from ddpm.chain.noise import IndexedNoise, Stream
+from ddpm.chain.process import Process
+from ddpm.generation import trajectory
+from ddpm.likelihood import elbo
+from ddpm.likelihood.progressive_coding import rate_distortion
 from ddpm.sampler.ancestral import Ancestral
 from ddpm.schedule.linear import Linear
 
@@ -52,17 +53,17 @@ def test_distortion_falls_as_steps_are_received(images, noise):
 
 def test_predictions_along_the_chain_end_with_the_sample():
     model, sampler = diffusion_of(denoise), Ancestral(20)
-    along = progressive.predictions(model, sampler, noise_of(3), 6)
+    along = trajectory.predictions(model, sampler, noise_of(3), 6)
     assert along.shape == (3, 6, 1, 4, 4)
     assert torch.equal(along[:, -1], sampler.sample(model, noise_of(3)).clamp(-1, 1))
     states = {state.step: state for state in sampler.trajectory(model, noise_of(3))}
     assert torch.equal(along[:, 0], states[19].x_0)
-    assert progressive.evenly(19, 6)[1:-1] == sorted(progressive.evenly(19, 6)[1:-1], reverse=True)
+    assert trajectory.evenly(19, 6)[1:-1] == sorted(trajectory.evenly(19, 6)[1:-1], reverse=True)
 
 
 def test_samples_that_share_x_t_differ_and_follow_it():
     model = diffusion_of(lambda x_t, t: torch.tanh(5 * x_t), Process(Linear(T=50, beta_T=0.2).beta()))
-    shared = progressive.sharing(model, Ancestral(clip=False), (1, 4, 4), 3, (1.0, 0.5, 0.1), 5)
+    shared = trajectory.sharing(model, Ancestral(clip=False), (1, 4, 4), 3, (1.0, 0.5, 0.1), 5)
     assert shared.shape == (3, 6, 1, 4, 4)
     samples = shared[:, 1:]
     assert len(samples[0].flatten(1).unique(dim=0)) == 5

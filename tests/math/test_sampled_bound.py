@@ -2,10 +2,10 @@ import pytest
 import torch
 from conftest import diffusion_of
 
-from ddpm import elbo
-from ddpm.noise import IndexedNoise, Stream
-from ddpm.process import Process
-from ddpm.sampled_bound import Proposal, pilot, pilot_times, proposal, sampled_bound
+from ddpm.chain.noise import IndexedNoise, Stream
+from ddpm.chain.process import Process
+from ddpm.likelihood import elbo
+from ddpm.likelihood.sampled_bound import Proposal, pilot, pilot_times, proposal, sampled_bound
 from ddpm.schedule.linear import Linear
 
 T = 200

@@ -2,8 +2,8 @@ import pytest
 import torch
 from conftest import diffusion_of
 
-from ddpm.draw import draw
-from ddpm.noise import IndexedNoise, Stream
+from ddpm.chain.noise import IndexedNoise, Stream
+from ddpm.generation.draw import draw
 from ddpm.parameterization.eps import Eps
 from ddpm.parameterization.mu import Mu
 from ddpm.parameterization.v import V

@@ -7,15 +7,16 @@ import torch
 from conftest import continuous, diffusion_of
 from scipy.stats import kstest
 
-from ddpm.interpolation import interpolate, slerp
-from ddpm.noise import IndexedNoise, Stream
+from ddpm.chain.noise import IndexedNoise, Stream
+from ddpm.chain.process import Process
+from ddpm.chain.sde import VPSDE
+from ddpm.generation.interpolation import interpolate, slerp
 from ddpm.operator.base import Measurement
 from ddpm.operator.inpaint import Inpaint
 from ddpm.parameterization.eps import Eps
 from ddpm.parameterization.mu import Mu
 from ddpm.parameterization.v import V
 from ddpm.parameterization.x0 import X0
-from ddpm.process import Process
 from ddpm.sampler.ancestral import Ancestral
 from ddpm.sampler.ddim import DDIM
 from ddpm.sampler.dpm_solver import DPMSolver
@@ -25,7 +26,6 @@ from ddpm.sampler.langevin import Langevin
 from ddpm.sampler.predictor_corrector import PredictorCorrector
 from ddpm.sampler.reverse_sde import ReverseSDE
 from ddpm.schedule.linear import Linear
-from ddpm.sde import VPSDE
 from ddpm.solver.replacement import Replacement
 from ddpm.variance.fixed_large import FixedLarge
 from ddpm.variance.fixed_small import FixedSmall

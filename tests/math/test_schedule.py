@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from ddpm.process import Process
+from ddpm.chain.process import Process
 from ddpm.schedule.constant import Constant
 from ddpm.schedule.cosine import Cosine
 from ddpm.schedule.linear import Linear

@@ -8,7 +8,10 @@ import pytest
 import torch
 from conftest import continuous, diffusion_of
 
-from ddpm import elbo, ode, spacing
+from ddpm.chain import spacing
+from ddpm.chain.process import Process
+from ddpm.chain.sde import VPSDE
+from ddpm.likelihood import elbo, probability_flow
 from ddpm.loss.hybrid import Hybrid
 from ddpm.loss.min_snr import MinSNR
 from ddpm.loss.p2 import P2
@@ -19,7 +22,6 @@ from ddpm.parameterization.eps import Eps
 from ddpm.parameterization.mu import Mu
 from ddpm.parameterization.v import V
 from ddpm.parameterization.x0 import X0
-from ddpm.process import Process
 from ddpm.sampler.ancestral import Ancestral
 from ddpm.sampler.ddim import DDIM
 from ddpm.sampler.dpm_solver import DPMSolver
@@ -30,7 +32,6 @@ from ddpm.sampler.predictor_corrector import PredictorCorrector
 from ddpm.sampler.reverse_sde import ReverseSDE
 from ddpm.schedule.cosine import Cosine
 from ddpm.schedule.linear import Linear
-from ddpm.sde import VPSDE
 from ddpm.solver.mmps import MMPS
 from ddpm.solver.pigdm import PiGDM
 from ddpm.variance.fixed_large import FixedLarge
@@ -188,6 +189,6 @@ def test_what_is_infinite_at_a_terminal_snr_of_zero_is_refused_in_a_line(make):
         with pytest.raises(ValueError, match=r"terminal SNR above zero.* choose solver=dps or replacement"):
             solver.check(Inpaint(), model.process)
     with pytest.raises(ValueError, match="needs a terminal SNR above zero"):
-        ode.carry(model, torch.zeros(1, 1, 2, 2))
+        probability_flow.carry(model, torch.zeros(1, 1, 2, 2))
     with pytest.raises(ValueError, match="no SDE has a terminal SNR of zero"):
         VPSDE(model.process)

@@ -23,7 +23,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from ddpm.data.names import printable
+from ddpm.support.text import printable
 
 FORMATS = {
     "PNG": (".png",),

@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from ddpm.data.decode import SUFFIXES, Decode
 from ddpm.data.images import Images, InMemory, OnDisk
-from ddpm.data.names import natural, printable
 from ddpm.data.source import Source, check_split
 from ddpm.data.tree import account, images_below
+from ddpm.support.text import natural, printable
 
 _T = TypeVar("_T")
 

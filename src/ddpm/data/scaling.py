@@ -7,7 +7,7 @@ Pixels are grey levels 0..K-1 (uint8); the network sees x = 2 p / (K-1) - 1 in [
 import torch
 from torch import Tensor
 
-from ddpm.finite import finite
+from ddpm.support.finite import finite
 
 
 def check_levels(levels: int) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 
 from ddpm.data.decode import SUFFIXES
-from ddpm.data.names import printable
+from ddpm.support.text import printable
 
 MOST_KINDS = 6
 

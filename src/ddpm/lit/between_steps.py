@@ -11,8 +11,8 @@ from ddpm.lit.callbacks.checkpoint import Checkpoint
 from ddpm.lit.callbacks.periodic import Periodic, monitoring
 from ddpm.lit.interrupt import Interrupted, Signals
 from ddpm.lit.module import DDPM
-from ddpm.processes import least, most
-from ddpm.run_folder import LAST, METRICS, rows
+from ddpm.parallel.processes import least, most
+from ddpm.setup.run_folder import LAST, METRICS, rows
 
 
 class BetweenSteps(lightning.Callback):

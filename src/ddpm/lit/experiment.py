@@ -23,20 +23,24 @@ from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
 import ddpm.lit.callbacks
-from ddpm import build, printed, processes, rendezvous, run_folder, speed
-from ddpm.command import argument, command
-from ddpm.config import STORED, plain
+from ddpm.chain.process import Process
 from ddpm.data.batches import TrainBatches
-from ddpm.data.datamodule import DataModule
 from ddpm.data.source import Source
-from ddpm.ema import EMA
 from ddpm.lit import loggers, report
 from ddpm.lit.between_steps import BetweenSteps
 from ddpm.lit.callbacks.checkpoint import WholeFiles
+from ddpm.lit.datamodule import DataModule
+from ddpm.lit.devices import Joined, devices
 from ddpm.lit.interrupt import Interrupted, Signals
 from ddpm.lit.module import DDPM
 from ddpm.lit.resume import check_data, resume
-from ddpm.process import Process
+from ddpm.model.ema import EMA
+from ddpm.parallel import processes, rendezvous
+from ddpm.setup import build, run_folder, speed
+from ddpm.setup.schema import plain
+from ddpm.setup.shell import argument, command
+from ddpm.setup.targets import STORED
+from ddpm.support import printed
 
 EXPECTED_WARNINGS = (
     r"Found \d+ module\(s\) in eval mode",  # the averaged network stays in evaluation mode
@@ -237,7 +241,7 @@ def _trainer(config: dict[str, Any], process: Process, between: BetweenSteps) ->
         "enable_progress_bar": any(isinstance(callback, ProgressBar) for callback in callbacks),
         "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks),
         "default_root_dir": config["output_dir"],
-        "plugins": [WholeFiles(), processes.Joined() if processes.share().world > 1 else LightningEnvironment()],
+        "plugins": [WholeFiles(), Joined() if processes.share().world > 1 else LightningEnvironment()],
     }
     if processes.share().world > 1:
         fixed["strategy"] = build.instance("strategy", config["strategy"])
@@ -256,7 +260,7 @@ def _match_processes(options: dict[str, Any]) -> None:
     local = int(os.environ["LOCAL_WORLD_SIZE"]) if world > 1 else 1
     if options["devices"] == "auto":
         options["devices"] = local
-    wanted = processes.devices(options["accelerator"], options["devices"])
+    wanted = devices(options["accelerator"], options["devices"])
     if wanted * nodes != world:
         raise ValueError(
             f"trainer.devices={options['devices']} and trainer.num_nodes={nodes} are {wanted * nodes} processes, but "

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from ddpm.processes import share
+from ddpm.parallel.processes import share
 
 
 class Interrupted(BaseException):

@@ -12,17 +12,17 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
+from ddpm.chain.noise import IndexedNoise, Stream, seed_from
 from ddpm.conditioning.base import Conditioning
 from ddpm.conditioning.none import Unconditional
-from ddpm.data.datamodule import Batch
-from ddpm.diffusion import Diffusion
-from ddpm.ema import EMA
+from ddpm.lit.datamodule import Batch
 from ddpm.lit.loggers import run_id
 from ddpm.lit.quartiles import NEVER, QuartileLoss
 from ddpm.loss.base import Loss
-from ddpm.noise import IndexedNoise, Stream, seed_from
-from ddpm.processes import least, summed
-from ddpm.run_folder import LAST
+from ddpm.model.diffusion import Diffusion
+from ddpm.model.ema import EMA
+from ddpm.parallel.processes import least, summed
+from ddpm.setup.run_folder import LAST
 from ddpm.time_sampler.base import TimeSampler
 
 

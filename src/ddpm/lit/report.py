@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ddpm import speed
-from ddpm.command import argument, command, shown
-from ddpm.data.datamodule import DataModule
-from ddpm.data.names import numbered
-from ddpm.files import write_json
+from ddpm.lit.datamodule import DataModule
 from ddpm.lit.module import DDPM
-from ddpm.run_folder import LAST, METRICS, RESULTS, comparable
+from ddpm.setup import speed
+from ddpm.setup.run_folder import LAST, METRICS, RESULTS, comparable
+from ddpm.setup.shell import argument, command, shown
+from ddpm.support.files import write_json
+from ddpm.support.text import numbered
 
 
 def _table(title: str, rows: dict[str, str]) -> None:

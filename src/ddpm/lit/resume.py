@@ -7,12 +7,13 @@ import lightning
 import torch
 from torch import nn
 
-from ddpm import build, checkpoint, processes
-from ddpm.config import MODEL
 from ddpm.data.images import not_compared, same
 from ddpm.data.source import Source
-from ddpm.entries import brief, fitting, walk
 from ddpm.lit.module import DDPM, class_name
+from ddpm.parallel import processes
+from ddpm.setup import build, loading
+from ddpm.setup.entries import brief, fitting, walk
+from ddpm.setup.targets import MODEL
 
 STEPS = "epoch_loop.automatic_optimization.optim_progress"
 """Where Lightning counts the steps of the optimizer."""
@@ -26,7 +27,7 @@ def resume(config: dict[str, Any], module: DDPM, trainer: lightning.Trainer) -> 
     """
     ckpt, here = config["ckpt"], module.config
     assert here is not None
-    content = checkpoint.read_together(ckpt, trusted=_packages(config))
+    content = loading.read_together(ckpt, trusted=_packages(config))
     trained = content["ddpm_config"]
 
     def comparable(stored: dict[str, Any], key: str) -> Any:
@@ -89,7 +90,7 @@ def resumable(content: dict[str, Any], module: DDPM, trainer: lightning.Trainer)
     """What Lightning is to restore: each entry of the kind of the one that it replaces, every number finite.
 
     Args:
-        content: from `checkpoint.read`.
+        content: from `loading.read`.
         module: as configured.
         trainer: as configured.
     Raises:

@@ -4,8 +4,8 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
-from ddpm.diffusion import Diffusion
-from ddpm.prediction import Prediction
+from ddpm.model.diffusion import Diffusion
+from ddpm.model.prediction import Prediction
 
 
 class Loss(ABC):

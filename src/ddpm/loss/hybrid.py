@@ -7,7 +7,7 @@ from torch import Tensor
 from ddpm.loss.base import Loss
 from ddpm.loss.simple import Simple
 from ddpm.loss.vlb import VLB
-from ddpm.prediction import Prediction
+from ddpm.model.prediction import Prediction
 
 
 class Hybrid(Loss):

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from ddpm.diffusion import Diffusion
 from ddpm.loss.base import WeightedError
+from ddpm.model.diffusion import Diffusion
 
 
 class MinSNR(WeightedError):

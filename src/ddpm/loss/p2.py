@@ -4,8 +4,8 @@ import math
 
 from torch import Tensor
 
-from ddpm.diffusion import Diffusion
 from ddpm.loss.base import WeightedError
+from ddpm.model.diffusion import Diffusion
 
 
 class P2(WeightedError):

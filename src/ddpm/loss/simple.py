@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from ddpm.diffusion import Diffusion
 from ddpm.loss.base import WeightedError
+from ddpm.model.diffusion import Diffusion
 
 
 class Simple(WeightedError):

@@ -2,10 +2,10 @@
 
 from torch import Tensor
 
-from ddpm import elbo
-from ddpm.gaussian import bits_per_dim
+from ddpm.chain.gaussian import bits_per_dim
+from ddpm.likelihood import elbo
 from ddpm.loss.base import Loss
-from ddpm.prediction import Prediction
+from ddpm.model.prediction import Prediction
 
 
 class VLB(Loss):

@@ -18,11 +18,11 @@ from torch.nn import functional as F
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import register_feature_extractor
 
-from ddpm import progress
-from ddpm.cache import folder, kept
 from ddpm.data.scaling import as_uint8
-from ddpm.files import write_tensors
 from ddpm.metrics.weights import NEITHER, load_weights
+from ddpm.support import bars
+from ddpm.support.cache import folder, kept
+from ddpm.support.files import write_tensors
 
 # Whatever changes the trained weights is listed here: the cache is keyed on it.
 RECIPE = {"version": 1, "seed": 0, "dim": 64, "batch": 128, "lr": 5e-3, "examples": 60_000, "least_epochs": 3}
@@ -186,7 +186,7 @@ def _fit(net: nn.Sequential, images: LabelledImages, levels: int) -> None:
     optimizer = torch.optim.Adam(net.parameters(), lr=RECIPE["lr"])
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RECIPE["lr"], epochs * steps)
     net.train()
-    bar = progress.bar("training the classifier", epochs * steps, leave=False)
+    bar = bars.bar("training the classifier", epochs * steps, leave=False)
     with torch.enable_grad(), bar:
         for _ in range(epochs):
             for indices in torch.split(torch.randperm(n, generator=generator), batch)[:steps]:

@@ -24,8 +24,8 @@ from torch_fidelity.feature_extractor_inceptionv3 import (
     InceptionC,
 )
 
+from ddpm.kernels.convolution import TILES, Convolution
 from ddpm.metrics.weights import NEITHER, load_weights
-from ddpm.network.convolution import TILES, Convolution
 
 FILE_NAME = URL_INCEPTION_V3.rsplit("/", 1)[-1]
 SHA256_PREFIX = "6726825d"  # also the end of the file name, the convention of torch.hub

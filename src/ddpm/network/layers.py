@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpm.network.convolution import Convolution
-from ddpm.network.group_norm import GroupNorm
+from ddpm.kernels.convolution import Convolution
+from ddpm.kernels.group_norm import GroupNorm
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 

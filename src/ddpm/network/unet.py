@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ddpm.chain.tables import distinct
+from ddpm.kernels.group_norm import GroupNorm
 from ddpm.network.base import Network
-from ddpm.network.group_norm import GroupNorm
 from ddpm.network.layers import Attention, Downsample, ResidualBlock, TimeEmbedding, Upsample, conv
-from ddpm.tables import distinct
 
 
 class SizeError(ValueError):

@@ -13,8 +13,8 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
-from ddpm.process import Coefficients, Process
-from ddpm.tables import Affine, over_time
+from ddpm.chain.process import Coefficients, Process
+from ddpm.chain.tables import Affine, over_time
 
 
 class Parameterization(ABC):

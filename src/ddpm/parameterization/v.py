@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
+from ddpm.chain.process import Coefficients
 from ddpm.parameterization.base import Parameterization
-from ddpm.process import Coefficients
 
 
 class V(Parameterization):

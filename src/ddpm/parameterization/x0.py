@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from ddpm.chain.process import Coefficients
 from ddpm.parameterization.base import Parameterization
-from ddpm.process import Coefficients
 
 
 class X0(Parameterization):

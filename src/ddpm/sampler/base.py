@@ -7,11 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ddpm import spacing
-from ddpm.diffusion import Diffusion
-from ddpm.prediction import Clip, Prediction, check_clip
-from ddpm.process import Process
-from ddpm.tables import same
+from ddpm.chain import spacing
+from ddpm.chain.process import Process
+from ddpm.chain.tables import same
+from ddpm.model.diffusion import Diffusion
+from ddpm.model.prediction import Clip, Prediction, check_clip
 
 Noise = Callable[[int], Tensor]
 """Step -> standard normal, shape (B, C, H, W); no step is drawn twice. x_T is that of step 0, for any T."""

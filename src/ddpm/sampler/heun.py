@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from ddpm.diffusion import Diffusion
-from ddpm.prediction import Clip, Prediction
+from ddpm.model.diffusion import Diffusion
+from ddpm.model.prediction import Clip, Prediction
 from ddpm.sampler.base import Noise, Sampler, State
 
 

@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from ddpm.diffusion import Diffusion
-from ddpm.prediction import Clip, Prediction
+from ddpm.model.diffusion import Diffusion
+from ddpm.model.prediction import Clip, Prediction
 from ddpm.sampler.base import Noise, Sampler, State
 from ddpm.sampler.reverse_sde import reverse_step
 

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from ddpm.diffusion import Diffusion
-from ddpm.prediction import Prediction
+from ddpm.model.diffusion import Diffusion
+from ddpm.model.prediction import Prediction
 from ddpm.sampler.base import Noise, Sampler, State
 
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ddpm.diffusion import Diffusion
+from ddpm.chain.process import Process
+from ddpm.model.diffusion import Diffusion
 from ddpm.operator.base import Measurement, Operator
-from ddpm.process import Process
 from ddpm.sampler.base import Noise, Sampler
 
 

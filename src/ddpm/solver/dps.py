@@ -7,11 +7,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ddpm.diffusion import Diffusion
+from ddpm.chain.tables import same
+from ddpm.model.diffusion import Diffusion
 from ddpm.operator.base import Measurement
 from ddpm.sampler.base import Noise, Sampler, State
 from ddpm.solver.base import Solver
-from ddpm.tables import same
 
 
 class DPS(Solver):

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ddpm.diffusion import Diffusion
+from ddpm.chain.process import Process
+from ddpm.model.diffusion import Diffusion
 from ddpm.operator.base import Measurement, Operator, linear
 from ddpm.parameterization.x0 import X0
-from ddpm.process import Process
 from ddpm.sampler.base import Noise, Sampler
 from ddpm.solver.base import Solver, conjugate_gradient
 

@@ -6,11 +6,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ddpm.diffusion import Diffusion
+from ddpm.chain.tables import same
+from ddpm.model.diffusion import Diffusion
 from ddpm.operator.base import LinearOperator, Measurement, linear
 from ddpm.sampler.base import Noise, Sampler, State
 from ddpm.solver.base import Solver, conjugate_gradient
-from ddpm.tables import same
 
 APART = 2**24
 """Steps between the noise of one use and of the next, more than a sampler has time to draw at."""

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
-from ddpm.process import Process
+from ddpm.chain.process import Process
 
 
 class Variance(ABC):

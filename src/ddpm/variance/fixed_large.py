@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from ddpm.process import Process
-from ddpm.tables import gather
+from ddpm.chain.process import Process
+from ddpm.chain.tables import gather
 from ddpm.variance.base import Variance
 
 

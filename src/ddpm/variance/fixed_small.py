@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from ddpm.process import Process
-from ddpm.tables import gather
+from ddpm.chain.process import Process
+from ddpm.chain.tables import gather
 from ddpm.variance.base import Variance
 
 

@@ -4,9 +4,9 @@ import lightning
 
 from ddpm.lit.callbacks.periodic import Periodic
 from ddpm.lit.module import DDPM
-from ddpm.metrics.nll import sampled
-from ddpm.prediction import Clip, check_clip
-from ddpm.share import Share
+from ddpm.metrics.dataset_bound import sampled
+from ddpm.model.prediction import Clip, check_clip
+from ddpm.parallel.share import Share
 
 
 class BitsPerDim(Periodic):

@@ -7,10 +7,10 @@ import lightning
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from ddpm.files import write_tensors
 from ddpm.lit.callbacks.periodic import Periodic
 from ddpm.lit.module import DDPM
-from ddpm.run_folder import LAST
+from ddpm.setup.run_folder import LAST
+from ddpm.support.files import write_tensors
 
 
 class WholeFiles(TorchCheckpointIO):

@@ -5,15 +5,15 @@ from functools import partial
 
 import lightning
 
-from ddpm.guidance import Classes, in_proportion
 from ddpm.lit.callbacks.periodic import Periodic
 from ddpm.lit.module import DDPM
-from ddpm.metrics.features import shared_network
+from ddpm.metrics.feature_network import shared_network
+from ddpm.metrics.features import real_features, sample_features
 from ddpm.metrics.fidelity import METRICS, NAMES, fidelity, unreliable
-from ddpm.metrics.quality import real_features, sample_features
-from ddpm.progress import Steps
+from ddpm.model.conditional import Classes, in_proportion
+from ddpm.parallel.share import Share
 from ddpm.sampler.base import Sampler
-from ddpm.share import Share
+from ddpm.support.bars import Steps
 
 
 class FID(Periodic):

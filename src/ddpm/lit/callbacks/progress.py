@@ -6,7 +6,7 @@ import lightning
 from lightning.pytorch.callbacks import TQDMProgressBar
 from tqdm import tqdm
 
-from ddpm import progress
+from ddpm.support import bars
 
 NAMES = {"train/loss": "loss", "val/loss": "validation", "images_per_second": "images/s"}
 """Metrics beside the bar, the most wanted first, and what they are called there: 80 columns have room for the loss."""
@@ -25,10 +25,10 @@ class Progress(TQDMProgressBar):
         super().__init__(refresh_rate)
 
     def init_train_tqdm(self) -> tqdm:
-        return progress.bar("training", None, self.is_enabled, leave=True, smoothing=0, bar_format=self.BAR_FORMAT)
+        return bars.bar("training", None, self.is_enabled, leave=True, smoothing=0, bar_format=self.BAR_FORMAT)
 
     def init_validation_tqdm(self) -> tqdm:
-        return progress.bar("validation", None, self.is_enabled, leave=False, position=1, bar_format=self.BAR_FORMAT)
+        return bars.bar("validation", None, self.is_enabled, leave=False, position=1, bar_format=self.BAR_FORMAT)
 
     def on_train_start(self, trainer: lightning.Trainer, *args: Any) -> None:
         super().on_train_start(trainer, *args)

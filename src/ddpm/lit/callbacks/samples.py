@@ -7,15 +7,15 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
 from ddpm.data.scaling import as_uint8, to_pixels
-from ddpm.draw import draw
-from ddpm.grid import grid, in_rows, save_png
-from ddpm.guidance import Classes
+from ddpm.generation.draw import draw
 from ddpm.lit.callbacks.periodic import Periodic
 from ddpm.lit.module import DDPM
-from ddpm.metrics.gathered import Gathered
-from ddpm.progress import Steps
+from ddpm.model.conditional import Classes
+from ddpm.parallel.gathered import Gathered
+from ddpm.parallel.share import Share
 from ddpm.sampler.base import Sampler
-from ddpm.share import Share
+from ddpm.support.bars import Steps
+from ddpm.support.pictures import grid, in_rows, save_png
 
 
 class Samples(Periodic):

@@ -5,7 +5,7 @@ from typing import Any
 
 import lightning
 
-from ddpm.data.datamodule import Batch
+from ddpm.lit.datamodule import Batch
 from ddpm.lit.module import DDPM
 
 

@@ -1,0 +1,54 @@
+"""Samples by index: sample i depends on (seed, i) alone, whatever the batch or the number of processes."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ddpm.chain.noise import IndexedNoise, Stream
+from ddpm.model.conditional import Classes
+from ddpm.model.diffusion import Diffusion
+from ddpm.sampler.base import Sampler
+
+
+class Drawn(NamedTuple):
+    """A batch of samples.
+
+    Attributes:
+        x: about in [-1, 1], float32, shape (B, C, H, W).
+        index: of each sample, int64, shape (B,).
+    """
+
+    x: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which no batch needs
+
+
+def draw(
+    diffusion: Diffusion,
+    sampler: Sampler,
+    shape: Sequence[int],
+    indices: Sequence[int],
+    seed: int,
+    batch_size: int,
+    on_step: Callable[[], None] = lambda: None,
+    classes: Classes | None = None,
+) -> Iterator[Drawn]:
+    """The samples of the given indices, a batch at a time.
+
+    Args:
+        diffusion: the model; it is put into evaluation mode by its owner.
+        sampler: how to sample.
+        shape: of one sample, (C, H, W).
+        indices: which samples, >= 0.
+        seed: of the noise.
+        batch_size: samples at a time.
+        on_step: called after each step of each batch.
+        classes: of the samples of a conditional model; None for the model of no class.
+    """
+    device = diffusion.process.times.device
+    for start in range(0, len(indices), batch_size):
+        index = torch.as_tensor(indices[start : start + batch_size])
+        noise = IndexedNoise(seed, Stream.SAMPLES, index, shape, device)
+        model = diffusion if classes is None else diffusion.given(classes.of(index).to(device), classes.guidance)
+        yield Drawn(sampler.sample(model, noise, on_step), index)

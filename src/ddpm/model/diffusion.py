@@ -1,0 +1,132 @@
+"""The model: a network, read through a parameterization and a variance, on a process."""
+
+import copy
+from typing import Self
+
+from torch import Tensor, nn
+
+from ddpm.chain import spacing
+from ddpm.chain.gaussian import Gaussian
+from ddpm.chain.process import Process
+from ddpm.chain.tables import distinct
+from ddpm.model.conditional import CONDITIONAL, Given, Guidance
+from ddpm.model.prediction import Clip, Prediction
+from ddpm.parameterization.base import Parameterization
+from ddpm.parameterization.eps import Eps
+from ddpm.parameterization.x0 import X0
+from ddpm.variance.base import Variance
+
+
+class Diffusion(nn.Module):
+    """p(x_{t-1} | x_t) and the discretised decoder p(x_0 | x_1) of Ho et al. 2020, section 3.
+
+    Args:
+        network: maps (x_t, t - 1) to C * (1 + variance.extra_channels) channels, and (x_t, t - 1, label) too if there
+            are classes.
+        process: the forward process, possibly respaced.
+        parameterization: what the network's first C channels predict.
+        variance: sigma_t^2, fixed or read from the remaining channels.
+        levels: K, the number of grey levels of the data.
+        classes: number of classes that the network can be given, 0 if it is unconditional. Label number `classes`, or
+            none, stands for no class.
+    Raises:
+        ValueError: the parameterization says nothing of the image at the end of the chain.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        process: Process,
+        parameterization: Parameterization,
+        variance: Variance,
+        levels: int = 256,
+        classes: int = 0,
+    ) -> None:
+        super().__init__()
+        parameterization.check(process)
+        self.network = network
+        self.process = process
+        self.parameterization = parameterization
+        self.variance = variance
+        self.levels = levels
+        self.classes = classes
+        self.to_x_0 = parameterization.to(X0(), process)
+        self.to_eps = parameterization.to(Eps(), process)
+        self.eps_from_x_0 = X0().to(Eps(), process)
+        self.target = X0().to(parameterization, process)
+        self.to_mean = parameterization.to_mean(process)
+
+    @property
+    def T(self) -> int:
+        """Length of the chain."""
+        return self.process.T
+
+    def predict(self, x_t: Tensor, t: Tensor, clip: Clip = False) -> Prediction:
+        """One evaluation of the network.
+
+        Args:
+            x_t: noisy images, shape (B, C, H, W).
+            t: times in 1..T, shape (B,).
+            clip: clip x^_0 to [-1, 1], or threshold it (see `Prediction`), and let every other reading follow it.
+        """
+        y, raw = self._read(x_t, self.process.times[distinct(t)])
+        return Prediction(self, x_t, t, y, raw, clip)
+
+    def score(self, x_t: Tensor, t: Tensor, clip: Clip = False) -> Tensor:
+        """grad log q(x_t) as the model has it, Song et al. 2021; arguments as in `predict`."""
+        return self.predict(x_t, t, clip).score
+
+    def eps(self, x: Tensor, t: Tensor) -> Tensor:
+        """The noise in images at a real time, at which the network interpolates; shape of x.
+
+        Args:
+            x: noisy images, shape (B, C, H, W).
+            t: an original time in [1, T], one for all images, shape ().
+        """
+        y, _ = self._read(x, t.view(1))
+        k_y, k_x = self.parameterization.map_to(Eps(), self.process.origin.coefficients(t.view(1)))
+        return k_y.to(x.dtype) * y + k_x.to(x.dtype) * x
+
+    def _read(self, x: Tensor, original_t: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The network's output in its own parameterization at times (B,) or (1,), and what a learned variance reads."""
+        out = self.network(x, (original_t - 1).expand(len(x))).to(x.dtype)
+        return out.chunk(2, dim=1) if self.variance.extra_channels else (out, None)
+
+    def p(self, x_t: Tensor, t: Tensor, clip: Clip = False) -> Gaussian:
+        """p(x_{t-1} | x_t), Eq. 1."""
+        return self.predict(x_t, t, clip).p
+
+    def respace(self, steps: int | Tensor) -> "Diffusion":
+        """The same network on a shorter chain.
+
+        x^_0 is decoded with the tables that the network was trained on, the posterior formed with those of the
+        shorter chain (Nichol & Dhariwal 2021, section 4).
+
+        Args:
+            steps: the number of steps, spread evenly, or the times to visit, increasing to T.
+        Raises:
+            ValueError: the steps do not fit the chain.
+        """
+        times = spacing.uniform(self.process, steps) if isinstance(steps, int) else steps
+        process = self.process.respace(times.to(self.process.times.device))
+        return Diffusion(self.network, process, self.parameterization, self.variance, self.levels, self.classes)
+
+    def with_network(self, network: nn.Module) -> Self:
+        """The same model, tables included, on another network, such as the averaged one."""
+        other = copy.copy(self)
+        other._modules = {**self._modules, "network": network}
+        return other
+
+    def given(self, label: Tensor, guidance: Guidance = CONDITIONAL) -> Self:
+        """The model of images of a class, one for each image of the batches that it will see.
+
+        Args:
+            label: classes, 0..classes - 1, or `classes` for none, int64, shape (B,). An unconditional model, which is
+                returned as it is, has no use for them.
+            guidance: how much further than the conditional model to go.
+        """
+        if not self.classes:
+            return self
+        other = self.with_network(Given(self.network, label, self.classes, guidance))
+        other.classes = 0
+        return other
