@@ -30,5 +30,7 @@ def test_every_file_and_folder_that_is_drawn_exists():
     assert len(drawn) > 40
     package = ROOT / "src" / "ddpm"
     bases = (ROOT, package, package / "lit", package / "commands")
-    missing = {name for name in drawn if not any((base / f"{name}{end}").exists() for base in bases for end in ("", ".py"))}
+    missing = {
+        name for name in drawn if not any((base / f"{name}{end}").exists() for base in bases for end in ("", ".py"))
+    }
     assert missing == set()

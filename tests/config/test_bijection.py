@@ -21,6 +21,7 @@ from ddpm.operator.base import Operator
 from ddpm.parameterization.base import Parameterization
 from ddpm.sampler.base import Sampler
 from ddpm.schedule.base import Schedule
+from ddpm.setup.schema import EvaluateConfig, SampleConfig, TrainConfig
 from ddpm.solver.base import Solver
 from ddpm.time_sampler.base import TimeSampler
 from ddpm.variance.base import Variance
@@ -111,6 +112,16 @@ def test_every_optimizer_file_waits_for_the_parameters_and_names_known_keywords(
     kind = getattr(torch.optim, node["_target_"].removeprefix("torch.optim."))
     assert node["_partial_"] is True
     assert set(node) - {"_target_", "_partial_"} <= keywords(kind) - {"params"}
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "sample"])
+def test_a_default_stands_in_the_yaml_alone_which_has_one_for_every_key(name, compose):
+    schema = {"train": TrainConfig, "evaluate": EvaluateConfig, "sample": SampleConfig}[name]
+    alone = OmegaConf.structured(schema)
+    known = {key for key in alone if not OmegaConf.is_missing(alone, key)}
+    assert {key for key in known if not OmegaConf.is_dict(alone[key])} == set()
+    cfg = compose(name)
+    assert OmegaConf.missing_keys(cfg) == ({"output_dir"} if name == "train" else {"ckpt"})
 
 
 def test_every_group_of_the_entry_points_is_a_folder_and_every_folder_a_group():

@@ -1,4 +1,4 @@
-"""The schema of the configuration."""
+"""The schema of the configuration: keys and types. The defaults are in conf/{train,evaluate,sample}.yaml."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +19,8 @@ def _unchosen() -> DictConfig:
 class EMAConfig:
     """The average of the weights."""
 
-    decay: float = 0.9999
-    warm_up: bool = False
+    decay: float = MISSING
+    warm_up: bool = MISSING
 
 
 @dataclass
@@ -42,14 +42,14 @@ class TrainConfig:
     callbacks: dict[str, Any] = field(default_factory=dict)
     logger: dict[str, Any] = field(default_factory=dict)
     ema: EMAConfig = field(default_factory=EMAConfig)
-    batch_size: int = 128
-    warmup_steps: int = 5000
-    num_workers: int = 0
-    seed: int = 0
-    speed: str = "auto"
-    compile: bool = False
-    ckpt: str | None = None
-    other_data: bool = False
+    batch_size: int = MISSING
+    warmup_steps: int = MISSING
+    num_workers: int = MISSING
+    seed: int = MISSING
+    speed: str = MISSING
+    compile: bool = MISSING
+    ckpt: str | None = MISSING
+    other_data: bool = MISSING
     output_dir: str = MISSING
 
 
@@ -57,28 +57,28 @@ class TrainConfig:
 class NLLConfig:
     """How evaluate.py computes bits/dim."""
 
-    estimator: str = "sampled"
-    evaluations: int = 10
-    n_images: int | None = None
-    steps: int | None = None
-    clip: Any = None
+    estimator: str = MISSING
+    evaluations: int = MISSING
+    n_images: int | None = MISSING
+    steps: int | None = MISSING
+    clip: Any = MISSING
 
 
 @dataclass
 class RateDistortionConfig:
     """How evaluate.py computes rate and distortion."""
 
-    n_images: int | None = 64
+    n_images: int | None = MISSING
 
 
 @dataclass
 class ODEConfig:
     """How evaluate.py computes the likelihood of the probability-flow ODE."""
 
-    n_images: int | None = 64
-    divergence: str = "hutchinson"
-    rtol: float = 1e-5
-    atol: float = 1e-5
+    n_images: int | None = MISSING
+    divergence: str = MISSING
+    rtol: float = MISSING
+    atol: float = MISSING
 
 
 @dataclass
@@ -86,30 +86,30 @@ class EvaluateConfig:
     """What evaluate.py is given."""
 
     ckpt: str = MISSING
-    metrics: list[str] = field(default_factory=lambda: ["fid", "is", "nll"])
-    weights: str = "ema"
-    n_samples: int | None = None
-    split: str = "test"
-    data_root: str | None = None
-    batch_size: int = 256
-    seed: int | None = None
-    features: str | None = None
-    features_dtype: str = "float32"
-    inception_weights: str | None = None
+    metrics: list[str] = MISSING
+    weights: str = MISSING
+    n_samples: int | None = MISSING
+    split: str = MISSING
+    data_root: str | None = MISSING
+    batch_size: int = MISSING
+    seed: int | None = MISSING
+    features: str | None = MISSING
+    features_dtype: str = MISSING
+    inception_weights: str | None = MISSING
     sampler: Any = field(default_factory=_unchosen)
-    guidance: float = 0.0
-    guidance_interval: list[float] | None = None
-    guidance_scales: list[float] = field(default_factory=lambda: [0.0, 0.5, 1.0, 2.0, 3.0])
-    speed: str = "reference"
-    compile: bool = False
+    guidance: float = MISSING
+    guidance_interval: list[float] | None = MISSING
+    guidance_scales: list[float] = MISSING
+    speed: str = MISSING
+    compile: bool = MISSING
     nll: NLLConfig = field(default_factory=NLLConfig)
     rate_distortion: RateDistortionConfig = field(default_factory=RateDistortionConfig)
     ode: ODEConfig = field(default_factory=ODEConfig)
-    save_samples: bool = False
-    device: str = "auto"
-    devices: Any = 1
-    output_dir: str | None = None
-    trusted: list[str] = field(default_factory=list)
+    save_samples: bool = MISSING
+    device: str = MISSING
+    devices: Any = MISSING
+    output_dir: str | None = MISSING
+    trusted: list[str] = MISSING
 
 
 @dataclass
@@ -117,33 +117,33 @@ class SampleConfig:
     """What sample.py is given."""
 
     ckpt: str = MISSING
-    task: str = "grid"
-    n: int = 64
-    points: int = 11
-    images: list[int] = field(default_factory=lambda: [0, 1])
-    depth: int | None = None
-    split: str = "test"
-    data_root: str | None = None
-    weights: str = "ema"
-    batch_size: int = 256
-    seed: int | None = None
+    task: str = MISSING
+    n: int = MISSING
+    points: int = MISSING
+    images: list[int] = MISSING
+    depth: int | None = MISSING
+    split: str = MISSING
+    data_root: str | None = MISSING
+    weights: str = MISSING
+    batch_size: int = MISSING
+    seed: int | None = MISSING
     sampler: Any = field(default_factory=_unchosen)
-    labels: list[Any] | None = None
-    guidance: float = 0.0
-    guidance_interval: list[float] | None = None
-    speed: str = "reference"
-    compile: bool = False
-    format: str = "png"
+    labels: list[Any] | None = MISSING
+    guidance: float = MISSING
+    guidance_interval: list[float] | None = MISSING
+    speed: str = MISSING
+    compile: bool = MISSING
+    format: str = MISSING
     operator: Any = field(default_factory=_unchosen)
     solver: Any = field(default_factory=_unchosen)
-    input: str | None = None
-    noise: float = 0.0
-    draws: int = 4
-    lpips: bool = False
-    device: str = "auto"
-    devices: Any = 1
-    output_dir: str | None = None
-    trusted: list[str] = field(default_factory=list)
+    input: str | None = MISSING
+    noise: float = MISSING
+    draws: int = MISSING
+    lpips: bool = MISSING
+    device: str = MISSING
+    devices: Any = MISSING
+    output_dir: str | None = MISSING
+    trusted: list[str] = MISSING
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
