@@ -112,4 +112,4 @@ def test_help_is_shown_without_importing_torch(command):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "== Choices (group=option) ==" in done.stdout
+    assert "== Options (group=option) ==" in done.stdout

@@ -1,11 +1,11 @@
 """Classifier-free guidance, Ho & Salimans 2022."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -49,26 +49,32 @@ CONDITIONAL = Guidance()
 """No guidance: the conditional model itself."""
 
 
-class Given(nn.Module):
-    """A conditional network as one of (x_t, t - 1), its images of the given classes, guided.
+@dataclass(frozen=True)
+class Given:
+    """The output of a conditional model for images of the given classes, guided.
 
     The two evaluations that guidance takes are one batch. A learned variance is that of the conditional model.
+
+    Attributes:
+        output: (x_t, t, label) -> the network's output.
+        label: one for each image of a batch, int64, shape (B,).
+        classes: the label that stands for no class.
+        guidance: towards the classes.
     """
 
-    def __init__(self, network: nn.Module, label: Tensor, classes: int, guidance: Guidance) -> None:
-        super().__init__()
-        self.network = network
-        self.label = label
-        self.classes = classes
-        self.guidance = guidance
+    output: Callable[[Tensor, Tensor, Tensor], Tensor]
+    label: Tensor
+    classes: int
+    guidance: Guidance
 
-    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        w = self.guidance.at(t + 1)
+    def __call__(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        w = self.guidance.at(t)
         if w is None:
-            return self.network(x_t, t, self.label)
+            return self.output(x_t, t, self.label)
         nothing = torch.full_like(self.label, self.classes)
         labels = torch.cat([self.label, nothing])
-        conditional, unconditional = self.network(torch.cat([x_t, x_t]), torch.cat([t, t]), labels).chunk(2)
+        t = t.expand(len(x_t))
+        conditional, unconditional = self.output(torch.cat([x_t, x_t]), torch.cat([t, t]), labels).chunk(2)
         w = w.to(x_t.dtype).view(-1, 1, 1, 1)
         y, rest = conditional.tensor_split([x_t.shape[1]], dim=1)
         return torch.cat([(1 + w) * y - w * unconditional[:, : x_t.shape[1]], rest], 1)

@@ -1,7 +1,7 @@
 """The model: a network, read through a parameterization and a variance, on a process."""
 
 import copy
-from typing import Self
+from typing import Protocol, Self
 
 from torch import Tensor, nn
 
@@ -17,12 +17,18 @@ from ddpm.parameterization.x0 import X0
 from ddpm.variance.base import Variance
 
 
+class Output(Protocol):
+    """The network's output as a function of images, original times and classes; see `Diffusion.output`."""
+
+    def __call__(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor: ...
+
+
 class Diffusion(nn.Module):
     """p(x_{t-1} | x_t) and the discretised decoder p(x_0 | x_1) of Ho et al. 2020, section 3.
 
     Args:
-        network: maps (x_t, t - 1) to C * (1 + variance.extra_channels) channels, and (x_t, t - 1, label) too if there
-            are classes.
+        network: maps (c_in x_t, c_noise) to C * (1 + variance.extra_channels) channels, where c_in and c_noise are
+            those of the parameterization; (c_in x_t, c_noise, label) too if there are classes.
         process: the forward process, possibly respaced.
         parameterization: what the network's first C channels predict.
         variance: sigma_t^2, fixed or read from the remaining channels.
@@ -50,6 +56,7 @@ class Diffusion(nn.Module):
         self.variance = variance
         self.levels = levels
         self.classes = classes
+        self.replaced: Output | None = None
         self.to_x_0 = parameterization.to(X0(), process)
         self.to_eps = parameterization.to(Eps(), process)
         self.eps_from_x_0 = X0().to(Eps(), process)
@@ -87,10 +94,26 @@ class Diffusion(nn.Module):
         k_y, k_x = self.parameterization.map_to(Eps(), self.process.origin.coefficients(t.view(1)))
         return k_y.to(x.dtype) * y + k_x.to(x.dtype) * x
 
-    def _read(self, x: Tensor, original_t: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The network's output in its own parameterization at times (B,) or (1,), and what a learned variance reads."""
-        out = self.network(x, (original_t - 1).expand(len(x))).to(x.dtype)
+    def _read(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The output in the network's own parameterization, and what a learned variance reads."""
+        out = self.output(x, t)
         return out.chunk(2, dim=1) if self.variance.extra_channels else (out, None)
+
+    def output(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        """The output of the network: the one place that knows what it is given for x_t and t.
+
+        Args:
+            x: noisy images, shape (B, C, H, W).
+            t: original times in [1, T], integers or real numbers, shape (B,), or (1,) for all images.
+            label: classes, int64, shape (B,); None for none.
+        """
+        if self.replaced is not None:
+            return self.replaced(x, t, label)
+        origin = self.process.origin
+        c_in, c_noise = self.parameterization.c_in(t, origin), self.parameterization.c_noise(t, origin)
+        scaled = x if c_in is None else c_in.to(x.dtype).view(-1, 1, 1, 1) * x
+        labels = () if label is None else (label,)
+        return self.network(scaled, c_noise.expand(len(x)), *labels).to(x.dtype)
 
     def p(self, x_t: Tensor, t: Tensor, clip: Clip = False) -> Gaussian:
         """p(x_{t-1} | x_t), Eq. 1."""
@@ -109,12 +132,21 @@ class Diffusion(nn.Module):
         """
         times = spacing.uniform(self.process, steps) if isinstance(steps, int) else steps
         process = self.process.respace(times.to(self.process.times.device))
-        return Diffusion(self.network, process, self.parameterization, self.variance, self.levels, self.classes)
+        other = Diffusion(self.network, process, self.parameterization, self.variance, self.levels, self.classes)
+        other.replaced = self.replaced
+        return other
 
     def with_network(self, network: nn.Module) -> Self:
         """The same model, tables included, on another network, such as the averaged one."""
+        assert self.replaced is None, "choose the network first"
         other = copy.copy(self)
         other._modules = {**self._modules, "network": network}
+        return other
+
+    def with_output(self, output: Output) -> Self:
+        """The same model with another output, such as a guided one, which may use that of this model."""
+        other = copy.copy(self)
+        other.replaced = output
         return other
 
     def given(self, label: Tensor, guidance: Guidance = CONDITIONAL) -> Self:
@@ -127,6 +159,6 @@ class Diffusion(nn.Module):
         """
         if not self.classes:
             return self
-        other = self.with_network(Given(self.network, label, self.classes, guidance))
+        other = self.with_output(Given(self.output, label, self.classes, guidance))
         other.classes = 0
         return other

@@ -13,7 +13,7 @@ class Network(nn.Module):
         """The prediction, shape (B, out_channels, H, W).
 
         Args:
-            x_t: noisy images, shape (B, in_channels, H, W).
-            t: times from 0, shape (B,).
+            x_t: noisy images, scaled by the parameterization's c_in, shape (B, in_channels, H, W).
+            t: the parameterization's c_noise of the time, shape (B,); by default times from 0.
             label: classes, int64, shape (B,); None for none in the whole batch.
         """

@@ -27,6 +27,19 @@ class Parameterization(ABC):
     def coefficients(self, at: Coefficients) -> tuple[Tensor, Tensor]:
         """a_t and b_t at some times, from the tables of the process that the network is trained on, float64, (S,)."""
 
+    def c_in(self, t: Tensor, process: Process) -> Tensor | None:
+        """The scale of x_t in the network's input (Karras et al. 2022, Eq. 7), shape of t; None for 1.
+
+        Args:
+            t: times in [1, T] of the process, real numbers, shape (B,) or (1,).
+            process: that the network is trained on.
+        """
+        return None
+
+    def c_noise(self, t: Tensor, process: Process) -> Tensor:
+        """What the network is given for the time; t - 1, as published weights expect. Arguments as in `c_in`."""
+        return t - 1
+
     def check(self, process: Process) -> None:
         """Raises ValueError unless x^_0 can be computed, in float32, at every time of a chain."""
         a, _ = self.coefficients(process.origin.coefficients(process.times[1:]))

@@ -1,11 +1,12 @@
-"""A model of about p(x_0 | y) as a network, for solvers that change x^_0 alone: any sampler can sample from it."""
+"""A model of about p(x_0 | y), for solvers that change x^_0 alone: any sampler can sample from it."""
 
 from abc import abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ddpm.chain.process import Process
 from ddpm.model.diffusion import Diffusion
@@ -84,30 +85,27 @@ class PosteriorSolver(Solver):
         noise: Noise,
         on_step: Callable[[], None] = lambda: None,
     ) -> Tensor:
-        return sampler.sample(diffusion.with_network(Posterior(diffusion, self, measurement)), noise, on_step)
+        return sampler.sample(diffusion.with_output(Posterior(diffusion, self, measurement)), noise, on_step)
 
 
-class Posterior(nn.Module):
-    """The network of a model, its reading of x_0 shifted by a solver."""
+@dataclass(frozen=True)
+class Posterior:
+    """The output of a model, its reading of x_0 shifted by a solver."""
 
-    def __init__(self, diffusion: Diffusion, solver: PosteriorSolver, measurement: Measurement) -> None:
-        super().__init__()
-        self.network = diffusion.network
-        self.parameterization = diffusion.parameterization
-        self.origin = diffusion.process.origin
-        self.solver = solver
-        self.measurement = measurement
+    diffusion: Diffusion
+    solver: PosteriorSolver
+    measurement: Measurement
 
-    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def __call__(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         with torch.inference_mode(False), torch.enable_grad():
-            x_t, t = x_t.clone().requires_grad_(), t.clone()
-            tables = self.origin.coefficients(t + 1)
-            own, x0 = self.parameterization, X0()
+            x_t, t = x_t.clone().requires_grad_(), t.expand(len(x_t)).clone()
+            tables = self.diffusion.process.origin.coefficients(t)
+            own, x0 = self.diffusion.parameterization, X0()
 
             def image(table: Tensor) -> Tensor:
                 return table.to(x_t.dtype).view(-1, 1, 1, 1)
 
-            y, rest = self.network(x_t, t).to(x_t.dtype).tensor_split([x_t.shape[1]], dim=1)
+            y, rest = self.diffusion.output(x_t, t, label).tensor_split([x_t.shape[1]], dim=1)
             k_y, k_x = own.map_to(x0, tables)
             x_0 = image(k_y) * y + image(k_x) * x_t
             variance = tables.sigma**2
