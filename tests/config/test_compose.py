@@ -19,8 +19,10 @@ from ddpm.data.source import Source
 from ddpm.lit import loggers
 from ddpm.lit.between_steps import BetweenSteps
 from ddpm.lit.callbacks.periodic import Periodic
-from ddpm.lit.experiment import _trainer, experiment
+from ddpm.lit.experiment import experiment
 from ddpm.lit.interrupt import Signals
+from ddpm.lit.plan import planned
+from ddpm.lit.trainer import build_trainer
 from ddpm.loss.base import Loss
 from ddpm.parameterization.base import Parameterization
 from ddpm.sampler.base import Sampler
@@ -175,7 +177,7 @@ def test_an_image_folder_needs_its_root_and_takes_any(composed, compose, tmp_pat
 
 def _trainer_of(cfg):
     process = Process(build.instance("schedule", cfg.schedule).beta())
-    return _trainer(plain(cfg), process, BetweenSteps(Signals(), lambda rows: None))
+    return build_trainer(planned(plain(cfg)), process, BetweenSteps(Signals(), lambda rows: None))
 
 
 def _network_of(cfg):
@@ -192,7 +194,7 @@ def test_every_experiment_composes_and_its_parts_build_and_fit(composed, name):
     _network_of(cfg)
     for group in ("schedule", "parameterization", "optimizer"):
         build.instance(group, cfg[group])
-    build.check_variance(build.instance("loss", cfg.loss), build.instance("variance", cfg.variance))
+    build.variance(cfg.variance, build.instance("loss", cfg.loss))
     assert len(_trainer_of(cfg).callbacks) >= 6
 
 

@@ -16,15 +16,16 @@ from hydra.core.global_hydra import GlobalHydra
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+import ddpm
 from ddpm.chain.process import Process
 from ddpm.commands import cli, errors
 from ddpm.commands import evaluate as evaluation
 from ddpm.lit import devices
 from ddpm.lit.between_steps import BetweenSteps
-from ddpm.lit.experiment import _trainer
 from ddpm.lit.interrupt import Signals
+from ddpm.lit.plan import planned
+from ddpm.lit.trainer import build_trainer
 from ddpm.metrics import classifier, inception
-from ddpm.parallel import processes
 from ddpm.schedule.linear import Linear
 from ddpm.setup import build
 from ddpm.setup.schema import plain
@@ -42,7 +43,7 @@ def one_line(compose, bare):
     def of(name, value):
         given = config | {"trainer": config["trainer"] | {name: value}}
         try:
-            _trainer(given, process, BetweenSteps(Signals(), lambda rows: None))
+            build_trainer(planned(given), process, BetweenSteps(Signals(), lambda rows: None))
         except ValueError as error:
             return errors.explained(error)
         return None
@@ -98,8 +99,8 @@ def test_a_gpu_where_there_is_none_is_one_line(monkeypatch, kind, asked):
     def refuse(asked):
         raise MisconfigurationException("there is\nnone")
 
-    monkeypatch.setattr(processes.CUDAAccelerator, "auto_device_count", lambda: 0)
-    monkeypatch.setattr(processes.CUDAAccelerator, "parse_devices", refuse)
+    monkeypatch.setattr(devices.CUDAAccelerator, "auto_device_count", lambda: 0)
+    monkeypatch.setattr(devices.CUDAAccelerator, "parse_devices", refuse)
     with pytest.raises(ValueError, match=f"on {kind} are not to be had: there are 0 GPUs here; .*cpu instead"):
         devices.devices(kind, asked)
 
@@ -227,7 +228,14 @@ def test_the_configuration_can_be_shown_with_everything_resolved(ran):
     assert "output_dir: runs/mnist/" in shown
 
 
-@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
-@pytest.mark.parametrize("module", ["ddpm.commands.evaluate", "ddpm.commands.sample"])
-def test_a_module_that_is_run_is_its_entry_point(ran, module):
-    assert ran(lambda: runpy.run_module(module, run_name="__main__"))[1] == "error: missing: ckpt; give ckpt=..."
+@pytest.mark.parametrize("entry", ["evaluate", "sample"])
+def test_the_package_can_be_run_as_a_module(ran, entry):
+    assert ran(lambda: runpy.run_module("ddpm", run_name="__main__"), entry)[1] == "error: missing: ckpt; give ckpt=..."
+
+
+def test_the_console_command_lists_its_commands_and_refuses_others(ran):
+    shown, end = ran(cli.main)
+    assert end is None
+    assert all(f"ddpm {name} " in shown for name in ("train", "evaluate", "sample"))
+    assert ran(cli.main, "--version") == (f"{ddpm.__version__}\n", None)
+    assert ran(cli.main, "trian")[1] == "error: there is no command 'trian'; the commands are train, evaluate, sample"

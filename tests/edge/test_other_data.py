@@ -127,7 +127,7 @@ def test_resuming_on_changed_data_is_refused_unless_asked_for(resumed, run, tmp_
         resumed(moved)
     assert not (tmp_path / "resumed").exists()
     built = resumed(moved, "other_data=true")
-    assert built.module.config["image"]["digest"]["train"] == fingerprint(built.data.train)
+    assert built.data.digest["train"] == fingerprint(built.data.train)
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from ddpm.data.batches import EvalSampler, TrainBatches, TrainSampler
 from ddpm.data.images import Images, fingerprint
 from ddpm.data.scaling import to_unit
 from ddpm.data.source import Source, check_split
+from ddpm.parallel import processes
 
 
 class Batch(NamedTuple):
@@ -115,6 +116,8 @@ class DataModule(lightning.LightningDataModule):
 
     train: Images
     test: Images
+    digest: dict[str, Any]
+    """Split -> what a checkpoint keeps of its images, so that others are told from them."""
 
     def __init__(
         self,
@@ -144,14 +147,13 @@ class DataModule(lightning.LightningDataModule):
             self.source.prepare()
 
     def setup(self, stage: str | None = None) -> None:
-        """Load both splits, once."""
+        """Load both splits, once; all processes do it together."""
         if not self._is_set_up:
             self.train, self.test = self.source.load("train"), self.source.load("test")
+            leads = processes.share().rank == 0
+            digest = {"train": fingerprint(self.train), "test": fingerprint(self.test)} if leads else None
+            self.digest = processes.agreed(digest)
             self._is_set_up = True
-
-    def fingerprints(self) -> dict[str, Any]:
-        """Split -> what a checkpoint keeps of its images."""
-        return {split: fingerprint(self.images(split)) for split in ("train", "test")}
 
     def images(self, split: str) -> Images:
         """The images of "train" or "test", loaded if need be."""

@@ -1,44 +1,35 @@
-"""A training run, built and checked as a whole before it starts."""
+"""A training run, checked, planned and built as a whole before it starts."""
 
 import logging
 import os
-import pkgutil
-import shlex
-import signal
 import sys
 import warnings
+from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning
-import torch
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers import WandbLogger
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-import ddpm.lit.callbacks
-from ddpm.chain.process import Process
 from ddpm.data.batches import TrainBatches
 from ddpm.data.source import Source
 from ddpm.lit import loggers, report
 from ddpm.lit.between_steps import BetweenSteps
-from ddpm.lit.callbacks.checkpoint import WholeFiles
 from ddpm.lit.datamodule import DataModule
-from ddpm.lit.devices import Joined, devices
+from ddpm.lit.how_to_resume import how_to_resume
 from ddpm.lit.interrupt import Interrupted, Signals
 from ddpm.lit.module import DDPM
+from ddpm.lit.plan import Plan, planned
 from ddpm.lit.resume import check_data, resume
+from ddpm.lit.trainer import build_trainer
 from ddpm.model.ema import EMA
-from ddpm.parallel import processes, rendezvous
+from ddpm.parallel import processes
 from ddpm.setup import build, run_folder, speed
 from ddpm.setup.schema import plain
-from ddpm.setup.shell import argument, command
 from ddpm.setup.targets import STORED
 from ddpm.support import printed
 
@@ -49,9 +40,7 @@ EXPECTED_WARNINGS = (
     r"Grad strides do not match bucket view",  # of 1x1 convolutions, whose strides mean nothing
     r"It is recommended to use `self.log\('step'",  # the same on every process
 )
-GPU = ("cuda", "gpu")
 LOG = "train.log"
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
 class Experiment(NamedTuple):
@@ -60,7 +49,7 @@ class Experiment(NamedTuple):
     trainer: lightning.Trainer
     module: DDPM
     data: DataModule
-    config: dict[str, Any]
+    config: Mapping[str, Any]
     between: BetweenSteps
 
     def run(self) -> None:
@@ -87,7 +76,7 @@ class Experiment(NamedTuple):
         except MisconfigurationException as error:
             raise ValueError(str(error)) from error
         except Interrupted as stop:
-            print(_how_to_go_on(stop, self.trainer, self.between.saved))
+            print(how_to_resume(stop, self.trainer, self.between.saved))
             sys.exit(128 + stop.signal)
         finally:
             signals.restore()
@@ -104,28 +93,22 @@ def experiment(cfg: DictConfig) -> Experiment:
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its tips
     logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # the report of trainer.profiler
-    config = plain(cfg)
-    if not 0 <= config["seed"] < 2**32:
-        raise ValueError(f"seed must be at least 0 and below 2^32, got {config['seed']}")
+    plan = planned(plain(cfg))
+    config = plan.config
     lightning.seed_everything(config["seed"], verbose=False)  # the same initial weights on every process
-    config["callbacks"] = {name: node for name, node in config["callbacks"].items() if node is not None}
     source = build.source(config)
     build.fetch(source)
-    module = _module(config, source)
+    module = _module(plan, source)
     if config["compile"]:
         module.diffusion.network.compile()
     between = BetweenSteps(Signals(), partial(_begin, cfg, config))
-    trainer = _trainer(config, module.diffusion.process, between)
-    total_batch = config["batch_size"] * trainer.world_size * trainer.accumulate_grad_batches
-    module.config = _stored(config, source, module.diffusion.classes) | {"total_batch": total_batch}
-    if config["ckpt"] is not None:
-        content = resume(config, module, trainer)
-        loggers.go_on(trainer.loggers, content.get("wandb_id"))
+    trainer = build_trainer(plan, module.diffusion.process, between)
+    content = resume(config, module, trainer) if config["ckpt"] is not None else None
     data = DataModule(source, config["batch_size"], config["seed"], config["num_workers"])
     data.setup()
-    module.config["image"]["digest"] = processes.agreed(data.fingerprints() if trainer.is_global_zero else None)
-    if config["ckpt"] is not None:
-        check_data(config, source, content["ddpm_config"]["image"], module.config["image"]["digest"])
+    if content is not None:
+        loggers.go_on(trainer.loggers, content.get("wandb_id"))
+        check_data(config, source, content["ddpm_config"]["image"], data.digest)
     TrainBatches(len(data.train), config["batch_size"], config["seed"], world=trainer.world_size)  # that one fits
     speed.arrange(module, config["speed"], trainer.strategy.root_device)
     return Experiment(trainer, module, data, config, between)
@@ -138,7 +121,7 @@ def train(cfg: DictConfig) -> None:
         built.run()
 
 
-def _begin(cfg: DictConfig, config: dict[str, Any], rows: int | None) -> None:
+def _begin(cfg: DictConfig, config: Mapping[str, Any], rows: int | None) -> None:
     """Write into the folder of the run what it starts with, and what it takes back of the run that it continues."""
     folder = Path(config["output_dir"])
     run_folder.describe(folder, cfg)
@@ -146,30 +129,13 @@ def _begin(cfg: DictConfig, config: dict[str, Any], rows: int | None) -> None:
         run_folder.trim(folder / run_folder.METRICS, rows)
 
 
-def _how_to_go_on(stop: Interrupted, trainer: lightning.Trainer, step: int) -> str:
-    """Where the checkpoint is, and the command that resumes it."""
-    name = signal.Signals(stop.signal).name
-    if step < 0:
-        return f"{name}: stopped; there is no checkpoint to resume"
-    folder = os.path.relpath(trainer.default_root_dir)
-    place = [argument("ckpt", Path(folder) / run_folder.LAST), argument("hydra.run.dir", folder)]
-    hydra = HydraConfig.get() if HydraConfig.initialized() else None
-    if hydra is not None and hydra.mode == RunMode.MULTIRUN:
-        line = f"repeat the command with {argument('hydra.sweep.dir', os.path.relpath(hydra.sweep.dir))}"
-    elif rendezvous.started_together():
-        line = f"repeat the command with {' '.join(place)}"
-    else:
-        typed = [] if hydra is None else sys.argv[1:]
-        kept = [each for each in typed if each.lstrip("+").split("=")[0] not in ("ckpt", "hydra.run.dir")]
-        line = command("train", *place, *map(shlex.quote, kept))
-    return f"{name}: saved after step {step}; to go on: {line}"
-
-
-def _module(config: dict[str, Any], source: Source) -> DDPM:
+def _module(plan: Plan, source: Source) -> DDPM:
+    config = plan.config
     loss = build.instance("loss", config["loss"])
-    build.check_variance(loss, build.instance("variance", config["variance"]))
+    variance = build.variance(config["variance"], loss)
     conditioning = build.instance("conditioning", config["conditioning"])
-    diffusion = build.diffusion(config, source.shape, source.levels, conditioning.classes(source.classes))
+    classes = conditioning.classes(source.classes)
+    diffusion = build.diffusion(config, source.shape, source.levels, classes, variance)
     return DDPM(
         diffusion,
         loss,
@@ -179,13 +145,16 @@ def _module(config: dict[str, Any], source: Source) -> DDPM:
         config["warmup_steps"],
         config["seed"],
         conditioning,
+        _stored(plan, source, classes),
     )
 
 
-def _stored(config: dict[str, Any], source: Source, classes: int) -> dict[str, Any]:
+def _stored(plan: Plan, source: Source, classes: int) -> dict[str, Any]:
     """What a checkpoint holds of the configuration: what rebuilds and evaluates the model."""
+    config = plan.config
     fid, bits_per_dim = (config["callbacks"].get(name, {}) for name in ("fid", "bits_per_dim"))
     return {key: config[key] for key in STORED & {*config}} | {
+        "total_batch": plan.total_batch,
         "image": {
             "shape": list(source.shape),
             "levels": source.levels,
@@ -198,85 +167,3 @@ def _stored(config: dict[str, Any], source: Source, classes: int) -> dict[str, A
             "clip": bits_per_dim.get("clip", False),
         },
     }
-
-
-def _trainer(config: dict[str, Any], process: Process, between: BetweenSteps) -> lightning.Trainer:
-    typed = {name: value for name, value in config["trainer"].items() if name != "precision"}  # checked below
-    build.check_types("trainer", OmegaConf.create(typed))
-    options: dict[str, Any] = {"max_steps": -1, "num_nodes": 1, "accumulate_grad_batches": 1}
-    options |= {"accelerator": "auto", "devices": "auto"} | config["trainer"]
-    for name in ("max_steps", "num_nodes", "accumulate_grad_batches", "log_every_n_steps", "val_check_interval"):
-        value = options.get(name)
-        if isinstance(value, int) and value < 1:
-            raise ValueError(f"trainer.{name} must be at least 1, got {value}; training is counted in steps")
-    if options["accelerator"] == "auto":
-        options["accelerator"] = "cuda" if torch.cuda.is_available() else "cpu"
-    chosen = speed.precision(config["speed"], torch.device("cuda" if options["accelerator"] in GPU else "cpu"))
-    options["precision"] = precision = str(options.get("precision") or chosen)
-    if precision not in PRECISIONS:
-        raise ValueError(
-            f"trainer.precision must be one of {', '.join(PRECISIONS)}, got {precision}: the weights and their average "
-            f"are kept in float32"
-        )
-    if options["accelerator"] == "mps":
-        raise ValueError("trainer.accelerator=mps has no float64, which the tables need; use trainer.accelerator=cpu")
-    if isinstance(options.get("val_check_interval"), int):
-        options["val_check_interval"] *= options["accumulate_grad_batches"]  # Lightning counts batches
-    if config["strategy"].get("static_graph") and options["accumulate_grad_batches"] > 1:
-        raise ValueError(
-            "strategy.static_graph=true does not go with trainer.accumulate_grad_batches="
-            f"{options['accumulate_grad_batches']}; give strategy.static_graph=false"
-        )
-    _match_processes(options)
-    build.sampler(config["sampler"], process)
-    callbacks = [between, *_callbacks(config, process)]
-    chosen_loggers = [build.instance(f"logger.{name}", node) for name, node in config["logger"].items()]
-    fixed = {
-        "max_epochs": -1,
-        "check_val_every_n_epoch": None,
-        "limit_train_batches": 1.0,
-        "overfit_batches": 0.0,
-        "use_distributed_sampler": False,
-        "enable_model_summary": False,
-        "enable_progress_bar": any(isinstance(callback, ProgressBar) for callback in callbacks),
-        "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks),
-        "default_root_dir": config["output_dir"],
-        "plugins": [WholeFiles(), Joined() if processes.share().world > 1 else LightningEnvironment()],
-    }
-    if processes.share().world > 1:
-        fixed["strategy"] = build.instance("strategy", config["strategy"])
-    for name in {"callbacks", "logger", "strategy", *fixed} & set(options):
-        raise ValueError(
-            f"trainer.{name} is set by ddpm itself; trainer.max_steps is the length of a run, the groups callbacks, "
-            f"logger and strategy say what is shown and kept, and how processes share the work"
-        )
-    trainer: lightning.Trainer = build.instance("trainer", options, callbacks=callbacks, logger=chosen_loggers, **fixed)
-    return trainer
-
-
-def _match_processes(options: dict[str, Any]) -> None:
-    """Let Lightning expect the processes that there are, or say which ones there should be."""
-    world, nodes = processes.share().world, options["num_nodes"]
-    local = int(os.environ["LOCAL_WORLD_SIZE"]) if world > 1 else 1
-    if options["devices"] == "auto":
-        options["devices"] = local
-    wanted = devices(options["accelerator"], options["devices"])
-    if wanted * nodes != world:
-        raise ValueError(
-            f"trainer.devices={options['devices']} and trainer.num_nodes={nodes} are {wanted * nodes} processes, but "
-            f"{world} run; several nodes are started by torchrun or Slurm, one process for each device"
-        )
-
-
-def _callbacks(config: dict[str, Any], process: Process) -> list[lightning.Callback]:
-    """The callbacks that are chosen; an experiment may hold settings of others, which have no target then."""
-    known = sorted(module.name for module in pkgutil.iter_modules(ddpm.lit.callbacks.__path__))
-    built = []
-    for name, node in config["callbacks"].items():
-        if "_target_" not in node and name not in known:
-            raise ValueError(f"callbacks.{name} has no _target_; the callbacks are {', '.join(known)}")
-        if "sampler" in node:
-            build.sampler(node["sampler"], process)
-        if "_target_" in node:
-            built.append(build.instance(f"callbacks.{name}", node))
-    return built

@@ -169,6 +169,9 @@ class DDPM(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what rebuilds the model, the W&B run, and the losses of all processes since they were logged last."""
         checkpoint["ddpm_config"] = self.config
+        if self.config is not None:
+            digest = {"digest": self.trainer.datamodule.digest}  # type: ignore[attr-defined]
+            checkpoint["ddpm_config"] = self.config | {"image": self.config["image"] | digest}
         checkpoint["unlogged"] = {name: summed(losses) for name, losses in self.unlogged.items()}
         checkpoint["optimizer"] = class_name(self.trainer.optimizers[0])
         checkpoint["wandb_id"] = run_id(self.trainer.loggers)

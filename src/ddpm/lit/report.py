@@ -3,6 +3,7 @@
 import math
 import os
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def _choice(node: Any) -> str:
     return name + (f" ({', '.join(f'{key} {value}' for key, value in options.items())})" if options else "")
 
 
-def summary(trainer: lightning.Trainer, module: DDPM, data: DataModule, config: dict[str, Any]) -> None:
+def summary(trainer: lightning.Trainer, module: DDPM, data: DataModule, config: Mapping[str, Any]) -> None:
     """Print what is about to be trained."""
     parameters = sum(p.numel() for p in module.diffusion.network.parameters())
     channels, height, width = data.source.shape
@@ -78,7 +79,7 @@ LABELS = {
 }
 
 
-def results(trainer: lightning.Trainer, module: DDPM, config: dict[str, Any]) -> None:
+def results(trainer: lightning.Trainer, module: DDPM, config: Mapping[str, Any]) -> None:
     """Print the last value of each metric and what to look at, and write the values with the configuration."""
     values = {name: float(value) for name, value in trainer.callback_metrics.items()} | module.results
     values.pop("step", None)

@@ -1,5 +1,6 @@
 """What a run takes from the checkpoint that it resumes: entries that fit what is configured, and no others."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ STEPS = "epoch_loop.automatic_optimization.optim_progress"
 """Where Lightning counts the steps of the optimizer."""
 
 
-def resume(config: dict[str, Any], module: DDPM, trainer: lightning.Trainer) -> dict[str, Any]:
+def resume(config: Mapping[str, Any], module: DDPM, trainer: lightning.Trainer) -> dict[str, Any]:
     """Let the trainer resume the checkpoint, which must have been trained as is configured; its content.
 
     Where the data lie may differ, and what a run may change on its way: the optimizer's options, the length of the run,
@@ -61,7 +62,7 @@ def resume(config: dict[str, Any], module: DDPM, trainer: lightning.Trainer) -> 
     return content
 
 
-def check_data(config: dict[str, Any], source: Source, before: Any, digest: dict[str, Any]) -> None:
+def check_data(config: Mapping[str, Any], source: Source, before: Any, digest: dict[str, Any]) -> None:
     """Refuse to resume on other data than the checkpoint's, unless that is asked for; say if that cannot be told."""
     if config["other_data"]:
         return
@@ -80,7 +81,7 @@ def check_data(config: dict[str, Any], source: Source, before: Any, digest: dict
 
 def _packages(config: Any) -> list[str]:
     """The packages that the user's own configuration names: the checkpoint may name them too."""
-    if isinstance(config, dict):
+    if isinstance(config, Mapping):
         here = [str(value).split(".")[0] for key, value in config.items() if key == "_target_"]
         return here + [package for value in config.values() for package in _packages(value)]
     return []

@@ -146,12 +146,13 @@ def option(part: object) -> str:
     return type(part).__module__.rsplit(".", 1)[-1]
 
 
-def check_variance(loss: Loss, variance: Variance) -> None:
-    """Refuse a loss that cannot train the variance, or that needs one to train.
+def variance(node: Any, loss: Loss) -> Variance:
+    """The variance that a config node describes, which a loss must train if it is learned, and may need.
 
     Raises:
         ValueError: naming both choices and the remedy.
     """
+    variance: Variance = instance("variance", node)
     if variance.extra_channels and not loss.trains_variance:
         raise ValueError(
             f"loss={option(loss)} does not train variance={option(variance)}; choose loss=hybrid or loss=vlb, "
@@ -162,9 +163,12 @@ def check_variance(loss: Loss, variance: Variance) -> None:
             f"loss={option(loss)} trains a learned variance, but variance={option(variance)} is fixed; choose "
             f"variance=learned_range or learned, or loss=simple"
         )
+    return variance
 
 
-def diffusion(cfg: Any, shape: tuple[int, int, int], levels: int, classes: int) -> Diffusion:
+def diffusion(
+    cfg: Any, shape: tuple[int, int, int], levels: int, classes: int, variance: Variance | None = None
+) -> Diffusion:
     """The model that the groups schedule, parameterization, variance and network describe.
 
     Args:
@@ -172,13 +176,14 @@ def diffusion(cfg: Any, shape: tuple[int, int, int], levels: int, classes: int) 
         shape: of an image, (C, H, W); H = W.
         levels: number of grey levels.
         classes: that the network can be given; 0 for an unconditional one, which need not know of classes.
+        variance: if it is built already.
     """
     channels, height, width = shape
     if height != width:
         raise ValueError(
             f"images must be square, got {height} x {width}; crop them, for instance with data=image_folder"
         )
-    variance = instance("variance", cfg["variance"])
+    variance = variance or instance("variance", cfg["variance"])
     network = instance(
         "network",
         cfg["network"],

@@ -24,7 +24,7 @@ def prepare(subject: Subject) -> Callable[[Path], dict[str, Any]]:
     if options.divergence not in DIVERGENCES:
         raise ValueError(f"ode.divergence must be {' or '.join(DIVERGENCES)}, got {options.divergence!r}")
     if not (0 < options.rtol < math.inf and 0 < options.atol < math.inf):
-        raise ValueError(f"ode.rtol and probability_flow.atol must be above 0, got {options.rtol} and {options.atol}")
+        raise ValueError(f"ode.rtol and ode.atol must be above 0, got {options.rtol} and {options.atol}")
     probability_flow.check(model.process)
     n = subject.count(options.n_images)
 

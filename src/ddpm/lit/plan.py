@@ -1,0 +1,124 @@
+"""What a training run will be: the configuration, checked and resolved, before anything is built."""
+
+import os
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+import ddpm.lit.callbacks
+from ddpm.lit.devices import devices
+from ddpm.parallel import processes
+from ddpm.setup import build, speed
+
+GPU = ("cuda", "gpu")
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+COUNTS = ("max_steps", "num_nodes", "accumulate_grad_batches", "log_every_n_steps", "val_check_interval")
+FIXED = {
+    "max_epochs": -1,
+    "check_val_every_n_epoch": None,
+    "limit_train_batches": 1.0,
+    "overfit_batches": 0.0,
+    "use_distributed_sampler": False,
+    "enable_model_summary": False,
+}
+"""Arguments of the Trainer that hold for every run."""
+BUILT = (
+    "callbacks",
+    "logger",
+    "strategy",
+    "enable_progress_bar",
+    "enable_checkpointing",
+    "default_root_dir",
+    "plugins",
+)
+"""Arguments of the Trainer that are made of other groups."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run before it is built.
+
+    Attributes:
+        config: what is configured, as plain values, without the callbacks that are set to null.
+        trainer: plain arguments of Lightning's Trainer, those that were left open chosen.
+        total_batch: images of an optimizer step, of all processes.
+    """
+
+    config: Mapping[str, Any]
+    trainer: Mapping[str, Any]
+    total_batch: int
+
+
+def planned(config: Mapping[str, Any]) -> Plan:
+    """Check a configuration, given as plain values.
+
+    Raises:
+        ValueError: naming what does not fit, and what to do.
+    """
+    config = dict(config)
+    if not 0 <= config["seed"] < 2**32:
+        raise ValueError(f"seed must be at least 0 and below 2^32, got {config['seed']}")
+    config["callbacks"] = {name: node for name, node in config["callbacks"].items() if node is not None}
+    known = sorted(module.name for module in pkgutil.iter_modules(ddpm.lit.callbacks.__path__))
+    for name, node in config["callbacks"].items():
+        if "_target_" not in node and name not in known:
+            raise ValueError(f"callbacks.{name} has no _target_; the callbacks are {', '.join(known)}")
+    trainer = _trainer(config)
+    total_batch = config["batch_size"] * processes.share().world * trainer["accumulate_grad_batches"]
+    return Plan(config, trainer, total_batch)
+
+
+def _trainer(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The plain arguments of the Trainer."""
+    typed = {name: value for name, value in config["trainer"].items() if name != "precision"}  # checked below
+    build.check_types("trainer", OmegaConf.create(typed))
+    options: dict[str, Any] = {"max_steps": -1, "num_nodes": 1, "accumulate_grad_batches": 1}
+    options |= {"accelerator": "auto", "devices": "auto"} | config["trainer"]
+    for name in COUNTS:
+        value = options.get(name)
+        if isinstance(value, int) and value < 1:
+            raise ValueError(f"trainer.{name} must be at least 1, got {value}; training is counted in steps")
+    for name in options:
+        if name in FIXED or name in BUILT:
+            raise ValueError(
+                f"trainer.{name} is set by ddpm itself; trainer.max_steps is the length of a run, the groups "
+                f"callbacks, logger and strategy say what is shown and kept, and how processes share the work"
+            )
+    if options["accelerator"] == "auto":
+        options["accelerator"] = "cuda" if torch.cuda.is_available() else "cpu"
+    chosen = speed.precision(config["speed"], torch.device("cuda" if options["accelerator"] in GPU else "cpu"))
+    options["precision"] = precision = str(options.get("precision") or chosen)
+    if precision not in PRECISIONS:
+        raise ValueError(
+            f"trainer.precision must be one of {', '.join(PRECISIONS)}, got {precision}: the weights and their average "
+            f"are kept in float32"
+        )
+    if options["accelerator"] == "mps":
+        raise ValueError("trainer.accelerator=mps has no float64, which the tables need; use trainer.accelerator=cpu")
+    if isinstance(options.get("val_check_interval"), int):
+        options["val_check_interval"] *= options["accumulate_grad_batches"]  # Lightning counts batches
+    if config["strategy"].get("static_graph") and options["accumulate_grad_batches"] > 1:
+        raise ValueError(
+            "strategy.static_graph=true does not go with trainer.accumulate_grad_batches="
+            f"{options['accumulate_grad_batches']}; give strategy.static_graph=false"
+        )
+    _match_processes(options)
+    return options | FIXED
+
+
+def _match_processes(options: dict[str, Any]) -> None:
+    """Let Lightning expect the processes that there are, or say which ones there should be."""
+    world, nodes = processes.share().world, options["num_nodes"]
+    local = int(os.environ["LOCAL_WORLD_SIZE"]) if world > 1 else 1
+    if options["devices"] == "auto":
+        options["devices"] = local
+    wanted = devices(options["accelerator"], options["devices"])
+    if wanted * nodes != world:
+        raise ValueError(
+            f"trainer.devices={options['devices']} and trainer.num_nodes={nodes} are {wanted * nodes} processes, but "
+            f"{world} run; several nodes are started by torchrun or Slurm, one process for each device"
+        )
