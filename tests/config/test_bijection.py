@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from ddpm.conditioning.base import Conditioning
 from ddpm.data.source import Source
 from ddpm.loss.base import Loss
-from ddpm.network.unet import UNet
+from ddpm.network.base import Network
 from ddpm.operator.base import Operator
 from ddpm.parameterization.base import Parameterization
 from ddpm.sampler.base import Sampler
@@ -100,10 +100,13 @@ def test_the_default_callbacks_are_all_of_them():
 
 
 @pytest.mark.parametrize("name", options("network"))
-def test_every_network_file_gives_every_keyword_of_the_u_net(name):
+def test_every_network_file_names_a_network_and_gives_its_keywords(name):
     node = options("network")[name]
-    assert node["_target_"] == f"{UNet.__module__}.{UNet.__name__}"
-    assert set(node) - {"_target_"} == keywords(UNet) - GIVEN["network"]
+    kind = pkgutil.resolve_name(node["_target_"])
+    assert issubclass(kind, Network)
+    assert kind.__module__.startswith("ddpm.network.")
+    assert GIVEN["network"] <= keywords(kind)
+    assert set(node) - {"_target_"} == keywords(kind) - GIVEN["network"]
 
 
 @pytest.mark.parametrize("name", options("optimizer"))
@@ -120,8 +123,8 @@ def test_a_default_stands_in_the_yaml_alone_which_has_one_for_every_key(name, co
     alone = OmegaConf.structured(schema)
     known = {key for key in alone if not OmegaConf.is_missing(alone, key)}
     assert {key for key in known if not OmegaConf.is_dict(alone[key])} == set()
-    cfg = compose(name)
-    assert OmegaConf.missing_keys(cfg) == ({"output_dir"} if name == "train" else {"ckpt"})
+    cfg = compose(name, *(["output_dir=x"] if name == "train" else ["ckpt=x"]))
+    assert OmegaConf.missing_keys(cfg) == set()
 
 
 def test_every_group_of_the_entry_points_is_a_folder_and_every_folder_a_group():

@@ -1,5 +1,8 @@
 """Small models in float64."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,8 +15,9 @@ from ddpm.schedule.linear import Linear
 from ddpm.variance.fixed_small import FixedSmall
 
 
-class Denoiser(nn.Module):
-    """A network that expresses one given denoising function x_t, t -> x^_0 in any parameterization.
+@dataclass
+class Denoiser:
+    """The output of a model that expresses one given denoising function x_t, t -> x^_0 in any parameterization.
 
     Args:
         x_0: the function; t counts from 1.
@@ -21,12 +25,12 @@ class Denoiser(nn.Module):
         raw: what a learned variance reads, a number or t -> numbers, or None.
     """
 
-    def __init__(self, x_0, target, raw=None):
-        super().__init__()
-        self.x_0, self.target, self.raw = x_0, target, raw
+    x_0: Callable
+    target: Callable
+    raw: object = None
 
-    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        t = t + 1
+    def __call__(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        t = t.expand(len(x_t))
         y = self.target(self.x_0(x_t, t), x_t, t)
         if self.raw is None:
             return y
@@ -40,8 +44,7 @@ def diffusion_of(x_0, process=None, parameterization=None, variance=None, levels
     variance = variance or FixedSmall()
     model = Diffusion(nn.Identity(), process, parameterization or Eps(), variance, levels)
     raw = raw if variance.extra_channels else None
-    model.network = Denoiser(x_0, model.target, raw)
-    return model.eval()
+    return model.with_output(Denoiser(x_0, model.target, raw)).eval()
 
 
 def continuous(x_0, process, parameterization, levels=256):
@@ -51,7 +54,8 @@ def continuous(x_0, process, parameterization, levels=256):
         k_y, k_x = (k.view(-1, 1, 1, 1) for k in X0().map_to(parameterization, process.coefficients(t)))
         return k_y * clean + k_x * x_t
 
-    return Diffusion(Denoiser(x_0, target), process, parameterization, FixedSmall(), levels).eval()
+    model = Diffusion(nn.Identity(), process, parameterization, FixedSmall(), levels)
+    return model.with_output(Denoiser(x_0, target)).eval()
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from conftest import diffusion_of
+from options import PARAMETERIZATIONS, options
 from torch.distributions import Normal, kl_divergence
 
 from ddpm.chain.gaussian import bits_per_dim
@@ -10,16 +11,14 @@ from ddpm.chain.process import Process
 from ddpm.likelihood import elbo
 from ddpm.loss.vlb import VLB
 from ddpm.parameterization.eps import Eps
-from ddpm.parameterization.mu import Mu
-from ddpm.parameterization.v import V
-from ddpm.parameterization.x0 import X0
 from ddpm.schedule.linear import Linear
 from ddpm.variance.fixed_large import FixedLarge
 from ddpm.variance.fixed_small import FixedSmall
 from ddpm.variance.learned import Learned
 from ddpm.variance.learned_range import LearnedRange
 
-VARIANCES = [(FixedSmall(), None), (FixedLarge(), None), (Learned(), 0.3), (LearnedRange(), -0.4)]
+RAW = -0.4
+VARIANCES = [(each, RAW if each.extra_channels else None) for each in options("variance")]
 
 
 def denoise(x_t, t):
@@ -30,7 +29,7 @@ def denoise(x_t, t):
 def test_vlb_is_the_same_for_eps_mu_x0_and_v(images, noise, variance, raw):
     t = torch.tensor([1, 2, 3, 10, 20, 30, 49, 50])
     values = []
-    for parameterization in (Eps(), Mu(), X0(), V()):
+    for parameterization in PARAMETERIZATIONS:
         model = diffusion_of(denoise, parameterization=parameterization, variance=variance, raw=raw)
         prediction = model.predict(model.process.diffuse(images, t, noise), t)
         values.append(VLB()(prediction, images))
@@ -59,8 +58,8 @@ def test_terms_agree_with_a_direct_evaluation_of_equation_5(images, noise, varia
         sigma = {
             FixedSmall: small.sqrt(),
             FixedLarge: (small if t == 1 else beta[i]).sqrt(),
-            Learned: (small * math.exp(0.3)).sqrt(),
-            LearnedRange: (beta[i].log() * 0.3 + small.log() * 0.7).exp().sqrt(),
+            Learned: (small * math.exp(RAW)).sqrt(),
+            LearnedRange: (beta[i].log() * (1 + RAW) / 2 + small.log() * (1 - RAW) / 2).exp().sqrt(),
         }[type(variance)]
         p = Normal(c_0 * x_0 + c_t * x_t, sigma)
         if t == 1:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import Denoiser
+from options import PARAMETERIZATIONS
 from torch import nn
 
 from ddpm.chain.process import Process
@@ -12,7 +13,6 @@ from ddpm.model.conditional import Classes, Guidance, in_proportion
 from ddpm.model.diffusion import Diffusion
 from ddpm.network.unet import UNet
 from ddpm.parameterization.eps import Eps
-from ddpm.parameterization.mu import Mu
 from ddpm.parameterization.v import V
 from ddpm.parameterization.x0 import X0
 from ddpm.sampler.ddim import DDIM
@@ -25,7 +25,6 @@ MEANS = torch.tensor([[-0.8, 0.1], [0.3, 0.7], [0.5, -0.6]], dtype=torch.float64
 SHARE = torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)
 SPREAD = 0.04  # variance of each class
 CLASSES = len(MEANS)
-PARAMETERIZATIONS = (Eps(), Mu(), X0(), V())
 
 
 def log_density(x_t, t, label=None):
@@ -175,7 +174,7 @@ def test_every_stretch_has_the_proportions_of_the_whole():
 def test_dynamic_thresholding_brings_bright_images_back_and_leaves_others():
     model = model_of(X0())
     x_t = torch.tensor([[3.0, 0.5], [0.2, -0.3]], dtype=torch.float64).view(2, 2, 1, 1)
-    model.network = Denoiser(lambda x, t: x, model.target)
+    model = model.with_output(Denoiser(lambda x, t: x, model.target))
     found = model.predict(x_t, torch.tensor([5, 5]), clip=0.75).x_0
     s = 0.5 + 0.75 * 2.5
     assert torch.allclose(found[0].flatten(), torch.tensor([1.0, 0.5 / s], dtype=torch.float64), atol=1e-6)

@@ -5,6 +5,7 @@ from copy import deepcopy
 import pytest
 import torch
 from conftest import continuous
+from options import PARAMETERIZATIONS
 
 from ddpm.chain.process import Process
 from ddpm.operator.base import Measurement
@@ -15,9 +16,6 @@ from ddpm.operator.inpaint import Inpaint
 from ddpm.operator.motion_blur import MotionBlur
 from ddpm.operator.super_resolution import SuperResolution
 from ddpm.parameterization.eps import Eps
-from ddpm.parameterization.mu import Mu
-from ddpm.parameterization.v import V
-from ddpm.parameterization.x0 import X0
 from ddpm.sampler.ancestral import Ancestral
 from ddpm.sampler.dpm_solver import DPMSolver
 from ddpm.schedule.linear import Linear
@@ -198,7 +196,7 @@ def test_the_covariance_of_pigdm_is_wrong_for_other_data():
 def test_a_solver_gives_the_same_for_every_parameterization(solver):
     found = [
         draws(solver, Gaussian(correlated()), Ancestral(20, clip=False), Inpaint("half"), 0.1, 5, parameterization)[0]
-        for parameterization in (Eps(), Mu(), X0(), V())
+        for parameterization in PARAMETERIZATIONS
     ]
     assert all(torch.allclose(each, found[0], atol=1e-7) for each in found[1:])
 

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from conftest import continuous
+from options import PARAMETERIZATIONS
 from test_optimal_denoiser import MEAN, STD
 from torch.distributions import Normal
 
@@ -10,9 +11,7 @@ from ddpm.chain.noise import IndexedNoise, Stream
 from ddpm.chain.process import Process
 from ddpm.likelihood import probability_flow
 from ddpm.parameterization.eps import Eps
-from ddpm.parameterization.mu import Mu
 from ddpm.parameterization.v import V
-from ddpm.parameterization.x0 import X0
 from ddpm.schedule.cosine import Cosine
 from ddpm.schedule.linear import Linear
 
@@ -39,7 +38,7 @@ def analytic(process, x):
     return Normal(alpha_bar.sqrt() * MEAN, (alpha_bar * STD**2 + 1 - alpha_bar).sqrt()).log_prob(x).flatten(1).sum(1)
 
 
-@pytest.mark.parametrize("parameterization", [Eps(), Mu(), X0(), V()])
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
 def test_likelihood_of_gaussian_data_is_the_analytic_log_density(images, parameterization):
     process = Process(Linear().beta())
     # N(0, I) at T in place of q(x_T) costs first of all a term linear in x; mirrored images cancel it.
@@ -111,7 +110,7 @@ def test_velocity_at_a_trained_time_is_that_of_the_chain(images):
         assert torch.allclose(probability_flow.velocity(model, images, log_snr.item()), expected, rtol=1e-7)
 
 
-@pytest.mark.parametrize("parameterization", [Eps(), Mu(), X0(), V()])
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
 @pytest.mark.parametrize("t", [1.4, 77.5, 999.5])
 def test_eps_between_trained_times_is_that_of_the_denoiser(images, parameterization, t):
     process, t = Process(Linear().beta()), torch.tensor(t, dtype=torch.float64)

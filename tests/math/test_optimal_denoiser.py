@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import diffusion_of
+from options import PARAMETERIZATIONS
 from torch.distributions import Normal
 
 from ddpm.chain.gaussian import bits_per_dim
@@ -10,10 +11,6 @@ from ddpm.chain.noise import IndexedNoise, Stream
 from ddpm.chain.process import Process
 from ddpm.likelihood import elbo
 from ddpm.likelihood.sampled_bound import pilot, proposal, sampled_bound
-from ddpm.parameterization.eps import Eps
-from ddpm.parameterization.mu import Mu
-from ddpm.parameterization.v import V
-from ddpm.parameterization.x0 import X0
 from ddpm.sampler.ancestral import Ancestral
 from ddpm.schedule.linear import Linear
 from ddpm.variance.fixed_large import FixedLarge
@@ -46,7 +43,7 @@ def chain():
     return Process(Linear(T=200, beta_T=0.1).beta())
 
 
-@pytest.mark.parametrize("parameterization", [Eps(), Mu(), X0(), V()])
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
 def test_optimal_denoiser_on_gaussian_data_samples_that_gaussian(chain, parameterization):
     n = 4000
     noise = IndexedNoise(0, Stream.SAMPLES, [0], (n,), dtype=torch.float64)  # n values of one image
@@ -94,7 +91,7 @@ def closed_form(chain, variance):
 
 
 @pytest.mark.parametrize("variance", [FixedSmall(), FixedLarge(), Learned()])
-@pytest.mark.parametrize("parameterization", [Eps(), Mu(), X0(), V()])
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
 def test_bound_on_gaussian_data_agrees_with_its_closed_form(chain, parameterization, variance):
     bound = elbo.bound(optimal(chain, parameterization, variance), POINTS, lambda t: SIGNS)
     terms, prior = closed_form(chain, variance)

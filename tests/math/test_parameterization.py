@@ -1,6 +1,7 @@
 import pytest
 import torch
 from conftest import diffusion_of
+from options import PARAMETERIZATIONS
 
 from ddpm.likelihood import elbo
 from ddpm.parameterization.eps import Eps
@@ -9,12 +10,11 @@ from ddpm.parameterization.v import V
 from ddpm.parameterization.x0 import X0
 from ddpm.sampler.ancestral import Ancestral
 
-ALL = [Eps(), Mu(), X0(), V()]
 TIMES = torch.tensor([1, 2, 10, 100, 500, 900, 999, 1000])
 
 
-@pytest.mark.parametrize("parameterization", ALL)
-@pytest.mark.parametrize("other", ALL)
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
+@pytest.mark.parametrize("other", PARAMETERIZATIONS)
 def test_parameterizations_round_trip(process, images, noise, parameterization, other):
     x_t = process.diffuse(images, TIMES, noise)
     y = X0().to(parameterization, process)(images, x_t, TIMES)
@@ -45,7 +45,7 @@ def test_mean_of_a_mu_prediction_is_exact_in_float32(process, images, noise):
     assert torch.equal(Mu().to_mean(process)(y, x_t, TIMES), y)
 
 
-@pytest.mark.parametrize("parameterization", ALL)
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
 def test_clipping_reaches_every_reading(images, noise, parameterization):
     model = diffusion_of(lambda x_t, t: 3 * images, parameterization=parameterization)
     t = torch.tensor([1, 2, 3, 10, 20, 30, 49, 50])
@@ -59,7 +59,7 @@ def test_clipping_reaches_every_reading(images, noise, parameterization):
     assert torch.allclose(again, x_t, atol=1e-9)
 
 
-@pytest.mark.parametrize("parameterization", ALL)
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
 def test_clipping_as_published_leaves_the_mean_that_a_mu_model_predicts(images, noise, parameterization):
     model = diffusion_of(lambda x_t, t: 3 * images, parameterization=parameterization)
     t = torch.tensor([1, 2, 3, 10, 20, 30, 49, 50])
@@ -76,7 +76,7 @@ def test_clipping_as_published_leaves_the_mean_that_a_mu_model_predicts(images, 
     assert torch.equal(*paths)
 
 
-@pytest.mark.parametrize("parameterization", ALL)
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
 def test_mean_without_clipping_is_the_posterior_at_the_predicted_image(images, noise, parameterization):
     model = diffusion_of(lambda x_t, t: 0.5 * x_t, parameterization=parameterization)
     t = torch.tensor([1, 2, 3, 10, 20, 30, 49, 50])
@@ -87,21 +87,20 @@ def test_mean_without_clipping_is_the_posterior_at_the_predicted_image(images, n
 
 def test_score_of_gaussian_data_is_its_gradient():
     variance = 0.49
-    model = diffusion_of(None)
-    process = model.process
 
     def x_0(x_t, t):
         alpha_bar = process.alpha_bar[t].view(-1, 1)
         return alpha_bar.sqrt() * variance / (alpha_bar * variance + 1 - alpha_bar) * x_t
 
-    model.network.x_0 = x_0
+    model = diffusion_of(x_0)
+    process = model.process
     x_t, t = torch.randn(50, 3, dtype=torch.float64), torch.arange(1, 51)
     marginal = process.alpha_bar[t] * variance + 1 - process.alpha_bar[t]
     assert torch.allclose(model.predict(x_t, t).score, -x_t / marginal[:, None], atol=1e-9)
 
 
 def test_respacing_decodes_with_the_original_tables_and_steps_with_the_respaced(images, noise):
-    for parameterization in ALL:
+    for parameterization in PARAMETERIZATIONS:
         model = diffusion_of(lambda x_t, t: torch.tanh(x_t) * 0.3, parameterization=parameterization)
         short = model.respace(torch.tensor([3, 20, 50]))
         t, original = torch.full((8,), 2), torch.full((8,), 20)

@@ -1,18 +1,12 @@
 import pytest
 import torch
 from conftest import diffusion_of
+from options import PARAMETERIZATIONS, VARIANCES
 
 from ddpm.chain.noise import IndexedNoise, Stream
 from ddpm.generation.draw import draw
-from ddpm.parameterization.eps import Eps
-from ddpm.parameterization.mu import Mu
-from ddpm.parameterization.v import V
-from ddpm.parameterization.x0 import X0
 from ddpm.sampler.ancestral import Ancestral
 from ddpm.variance.fixed_large import FixedLarge
-from ddpm.variance.fixed_small import FixedSmall
-from ddpm.variance.learned import Learned
-from ddpm.variance.learned_range import LearnedRange
 
 
 def denoise(x_t, t):
@@ -41,12 +35,10 @@ def test_ancestral_is_algorithm_2(steps):
 
 
 @pytest.mark.parametrize("clip", [True, False])
-@pytest.mark.parametrize(
-    "variance", [(FixedSmall(), None), (FixedLarge(), None), (Learned(), 0.2), (LearnedRange(), 0.3)]
-)
+@pytest.mark.parametrize("variance", [(each, 0.3 if each.extra_channels else None) for each in VARIANCES])
 def test_samples_are_the_same_for_every_parameterization(variance, clip):
     samples = []
-    for parameterization in (Eps(), Mu(), X0(), V()):
+    for parameterization in PARAMETERIZATIONS:
         model = diffusion_of(denoise, parameterization=parameterization, variance=variance[0], raw=variance[1])
         samples.append(Ancestral(20, clip).sample(model, noise_of(range(4))))
     for sample in samples[1:]:
@@ -56,12 +48,13 @@ def test_samples_are_the_same_for_every_parameterization(variance, clip):
 def test_the_network_is_given_times_from_zero_of_the_original_chain():
     seen = []
     model = diffusion_of(denoise)
-    inner = model.network
+    inner = model.replaced
+    model.replaced = None
 
     class Recorder(torch.nn.Module):
         def forward(self, x_t, t):
             seen.append(t.tolist())
-            return inner(x_t, t)
+            return inner(x_t, t + 1)
 
     Ancestral(3).sample(model.with_network(Recorder()), noise_of([0]))
     assert seen == [[49], [25], [0]]

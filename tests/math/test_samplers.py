@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from conftest import continuous, diffusion_of
+from options import PARAMETERIZATIONS, VARIANCES
 from scipy.stats import kstest
 
 from ddpm.chain.noise import IndexedNoise, Stream
@@ -14,9 +15,6 @@ from ddpm.generation.interpolation import interpolate, slerp
 from ddpm.operator.base import Measurement
 from ddpm.operator.inpaint import Inpaint
 from ddpm.parameterization.eps import Eps
-from ddpm.parameterization.mu import Mu
-from ddpm.parameterization.v import V
-from ddpm.parameterization.x0 import X0
 from ddpm.sampler.ancestral import Ancestral
 from ddpm.sampler.ddim import DDIM
 from ddpm.sampler.dpm_solver import DPMSolver
@@ -27,10 +25,7 @@ from ddpm.sampler.predictor_corrector import PredictorCorrector
 from ddpm.sampler.reverse_sde import ReverseSDE
 from ddpm.schedule.linear import Linear
 from ddpm.solver.replacement import Replacement
-from ddpm.variance.fixed_large import FixedLarge
 from ddpm.variance.fixed_small import FixedSmall
-from ddpm.variance.learned import Learned
-from ddpm.variance.learned_range import LearnedRange
 
 N = 4000
 GAUSSIAN = torch.tensor([[1.0, 0.2, 0.4]], dtype=torch.float64)
@@ -236,15 +231,13 @@ SHORT = [
 ]
 
 
-@pytest.mark.parametrize(
-    "variance", [(FixedSmall(), None), (FixedLarge(), None), (Learned(), 0.2), (LearnedRange(), 0.3)]
-)
+@pytest.mark.parametrize("variance", [(each, 0.3 if each.extra_channels else None) for each in VARIANCES])
 @pytest.mark.parametrize("sampler", SHORT, ids=label)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_one_denoising_function_gives_the_same_images_in_every_parameterization(sampler, variance, dtype):
     noise = IndexedNoise(3, Stream.SAMPLES, range(3), (1, 4, 4), dtype=dtype)
     samples = []
-    for parameterization in (Eps(), Mu(), X0(), V()):
+    for parameterization in PARAMETERIZATIONS:
         model = diffusion_of(denoise, parameterization=parameterization, variance=variance[0], raw=variance[1])
         samples.append(sampler.sample(model, noise))
     assert samples[0].dtype == dtype

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from options import SCHEDULES
 
 from ddpm.chain.process import Process
 from ddpm.schedule.constant import Constant
@@ -11,7 +12,7 @@ from ddpm.schedule.quadratic import Quadratic
 from ddpm.schedule.sigmoid import Sigmoid
 from ddpm.schedule.warm_up import WarmUp
 
-ALL = [Linear, Quadratic, Cosine, Sigmoid, Constant, WarmUp]
+ALL = [type(each) for each in SCHEDULES]
 
 
 @pytest.mark.parametrize("schedule", ALL)
