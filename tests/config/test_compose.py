@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -372,40 +373,35 @@ def test_merging_options_is_what_hydra_composes(choices, compose):
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("loss", names("loss"))
 @pytest.mark.parametrize("parameterization", names("parameterization"))
-def test_every_combination_trains_or_is_refused_with_the_remedy(choices, digits, monkeypatch, parameterization, loss):
+def test_every_pair_of_choices_trains_or_is_refused_with_the_remedy(
+    choices, digits, monkeypatch, parameterization, loss
+):
     monkeypatch.setattr(build, "source", lambda cfg: digits)
     trained = refused = 0
-    for variance in names("variance"):
-        for schedule in names("schedule"):
-            for time_sampler in names("time_sampler"):
-                cfg = combined(
-                    choices,
-                    parameterization=parameterization,
-                    loss=loss,
-                    variance=variance,
-                    schedule=schedule,
-                    time_sampler=time_sampler,
-                )
-                try:
-                    run = experiment(cfg)
-                except ValueError as error:
-                    message = str(error)
-                    assert f"loss={loss}" in message
-                    assert f"variance={variance}" in message
-                    assert "; choose " in message
-                    refused += 1
-                    continue
-                run.trainer.fit(run.module, datamodule=run.data)
-                assert run.trainer.global_step == 2
-                assert run.trainer.callback_metrics["train/loss"].isfinite()
-                network = run.module.diffusion.network
-                assert all(p.isfinite().all() for p in network.parameters())
-                # It starts at zero; every output channel is trained, that of a learned variance too.
-                assert (network.conv_out.weight.detach().flatten(1).norm(dim=1) > 0).all()
-                trained += 1
+    samplers = names("time_sampler")
+    for (v, variance), (s, schedule) in product(enumerate(names("variance")), enumerate(names("schedule"))):
+        turn = s + v + names("loss").index(loss) + names("parameterization").index(parameterization)
+        chosen = dict(parameterization=parameterization, loss=loss, variance=variance, schedule=schedule)
+        cfg = combined(choices, **chosen, time_sampler=samplers[turn % len(samplers)])
+        try:
+            run = experiment(cfg)
+        except ValueError as error:
+            message = str(error)
+            assert f"loss={loss}" in message
+            assert f"variance={variance}" in message
+            assert "; choose " in message
+            refused += 1
+            continue
+        run.trainer.fit(run.module, datamodule=run.data)
+        assert run.trainer.global_step == 2
+        assert run.trainer.callback_metrics["train/loss"].isfinite()
+        network = run.module.diffusion.network
+        assert all(p.isfinite().all() for p in network.parameters())
+        # It starts at zero; every output channel is trained, that of a learned variance too.
+        assert (network.conv_out.weight.detach().flatten(1).norm(dim=1) > 0).all()
+        trained += 1
     fits = {"hybrid": 2, "vlb": 4}.get(loss, 2)
-    combinations = len(names("schedule")) * len(names("time_sampler"))
-    assert (trained, refused) == (fits * combinations, (4 - fits) * combinations)
+    assert (trained, refused) == (fits * len(names("schedule")), (4 - fits) * len(names("schedule")))
 
 
 @pytest.mark.slow
