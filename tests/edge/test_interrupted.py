@@ -16,10 +16,11 @@ import torch
 import waiting
 from same import assert_same
 
-from ddpm.commands import followers, rendezvous
+from ddpm.commands import followers
 from ddpm.lit.callbacks.periodic import Periodic
 from ddpm.lit.experiment import experiment
 from ddpm.lit.module import DDPM
+from ddpm.parallel import rendezvous
 from ddpm.setup.run_folder import trim
 from ddpm.setup.shell import quoted
 from ddpm.support.files import written

@@ -16,7 +16,8 @@ import pytest
 import waiting
 from torch import distributed as dist
 
-from ddpm.commands import cli, followers, module_path, rendezvous
+from ddpm.commands import cli, followers
+from ddpm.parallel import module_path, rendezvous
 from ddpm.parallel.processes import Lost
 
 RIGHT = {

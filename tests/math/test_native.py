@@ -12,9 +12,9 @@ from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
+from ddpm.kernels import convolution, group_norm, native
 from ddpm.kernels.convolution import Convolution
 from ddpm.kernels.group_norm import GroupNorm
-from ddpm.network import convolution, group_norm, native
 from ddpm.network.unet import UNet
 
 INNERMOST = torch.channels_last

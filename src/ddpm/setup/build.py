@@ -22,6 +22,7 @@ from ddpm.model.diffusion import Diffusion
 from ddpm.network.unet import SizeError
 from ddpm.parallel import processes
 from ddpm.sampler.base import Sampler
+from ddpm.setup.entries import brief
 from ddpm.setup.schema import CONF
 from ddpm.support.text import printable
 from ddpm.variance.base import Variance
@@ -67,7 +68,7 @@ def check_types(group: str, node: DictConfig) -> None:
         built = isinstance(value, dict) and "_target_" in value
         if not built and {*kinds} - {type(None)} and not any(_is(value, kind) for kind in kinds):
             names = " or ".join(sorted(_name(kind) for kind in kinds))
-            raise ValueError(f"{group}.{key} must be {names}, got {value!r}")
+            raise ValueError(f"{group}.{key} must be {names}, got {brief(value)}")
 
 
 def _plain_kinds(declared: Any) -> list[Any]:
