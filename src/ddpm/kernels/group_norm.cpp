@@ -234,31 +234,65 @@ void backward(const T* x, const T* dy, const float* shift, const float* weight, 
                     write(to[c], d);
                 }
             }
-            if (shift)
-                for (int64_t c = 0; c < n.channels; c++) d_shift[b * n.channels + c] = sum[c];
+            for (int64_t c = 0; c < n.channels; c++) d_shift[b * n.channels + c] = sum[c];
         }
     }
 }
 
+Dropout dropout_of(double probability, const int64_t* seed) {
+    const uint64_t bits = seed ? uint64_t(*seed) : 0;
+    return {uint32_t(probability * 4294967296.0), float(1 / (1 - probability)), uint32_t(bits), uint32_t(bits >> 32)};
+}
+
+}  // namespace
+
+extern "C" {
+
+// The arguments of a kernel, in the order of its declaration in Python.
+struct GroupNorm {
+    const void* x;
+    const float *shift, *weight, *bias;
+    void* y;
+    float* moments;  // means, then reciprocal deviations
+    const int64_t* seed;
+    int64_t batch, pixels, channels, groups;
+    double eps, dropout;
+    bool half, silu;
+};
+
+struct GroupNormBackward {
+    const void *x, *dy;
+    const float *shift, *weight, *bias, *moments;
+    void* dx;
+    float* sums;  // of every image: d_shift, d_weight, d_bias
+    const int64_t* seed;
+    int64_t batch, pixels, channels, groups;
+    double dropout;
+    bool half, silu;
+};
+
+}
+
+namespace {
+
 template <class T>
-void forward_of(const T* x, const float* shift, const float* weight, const float* bias, T* y, float* mean, float* rstd,
-                Sizes n, double eps, bool silu, bool drop, Dropout dropout) {
-    auto run = silu ? (drop ? forward<true, true, T> : forward<true, false, T>)
-                    : (drop ? forward<false, true, T> : forward<false, false, T>);
-    run(x, shift, weight, bias, y, mean, rstd, n, eps, dropout);
+void forward_of(const GroupNorm& a) {
+    const bool drop = a.dropout > 0;
+    auto run = a.silu ? (drop ? forward<true, true, T> : forward<true, false, T>)
+                      : (drop ? forward<false, true, T> : forward<false, false, T>);
+    run((const T*)a.x, a.shift, a.weight, a.bias, (T*)a.y, a.moments, a.moments + a.batch * a.groups,
+        {a.batch, a.pixels, a.channels, a.groups}, a.eps, dropout_of(a.dropout, a.seed));
 }
 
 template <class T>
-void backward_of(const T* x, const T* dy, const float* shift, const float* weight, const float* bias, const float* mean,
-                 const float* rstd, T* dx, float* d_shift, float* d_weight, float* d_bias, Sizes n, bool silu,
-                 bool drop, Dropout dropout) {
-    auto run = silu ? (drop ? backward<true, true, T> : backward<true, false, T>)
-                    : (drop ? backward<false, true, T> : backward<false, false, T>);
-    run(x, dy, shift, weight, bias, mean, rstd, dx, d_shift, d_weight, d_bias, n, dropout);
-}
-
-Dropout dropout_of(double probability, uint64_t seed) {
-    return {uint32_t(probability * 4294967296.0), float(1 / (1 - probability)), uint32_t(seed), uint32_t(seed >> 32)};
+void backward_of(const GroupNormBackward& a) {
+    const bool drop = a.dropout > 0;
+    const int64_t size = a.batch * a.channels;
+    auto run = a.silu ? (drop ? backward<true, true, T> : backward<true, false, T>)
+                      : (drop ? backward<false, true, T> : backward<false, false, T>);
+    run((const T*)a.x, (const T*)a.dy, a.shift, a.weight, a.bias, a.moments, a.moments + a.batch * a.groups, (T*)a.dx,
+        a.sums, a.sums + size, a.sums + 2 * size, {a.batch, a.pixels, a.channels, a.groups},
+        dropout_of(a.dropout, a.seed));
 }
 
 }  // namespace
@@ -267,34 +301,15 @@ extern "C" {
 
 // Each returns 0, or 1 if there is no memory for its buffers.
 
-int group_norm(bool half, const void* x, const float* shift, const float* weight, const float* bias, void* y,
-               float* mean, float* rstd, int64_t batch, int64_t pixels, int64_t channels, int64_t groups, double eps,
-               bool silu, double probability, uint64_t seed) try {
-    const Sizes n{batch, pixels, channels, groups};
-    const Dropout dropout = dropout_of(probability, seed);
-    const bool drop = probability > 0;
-    if (half)
-        forward_of((const bfloat16*)x, shift, weight, bias, (bfloat16*)y, mean, rstd, n, eps, silu, drop, dropout);
-    else
-        forward_of((const float*)x, shift, weight, bias, (float*)y, mean, rstd, n, eps, silu, drop, dropout);
+int group_norm(const GroupNorm* a) try {
+    a->half ? forward_of<bfloat16>(*a) : forward_of<float>(*a);
     return 0;
 } catch (const std::bad_alloc&) {
     return 1;
 }
 
-int group_norm_backward(bool half, const void* x, const void* dy, const float* shift, const float* weight,
-                        const float* bias, const float* mean, const float* rstd, void* dx, float* d_shift,
-                        float* d_weight, float* d_bias, int64_t batch, int64_t pixels, int64_t channels,
-                        int64_t groups, bool silu, double probability, uint64_t seed) try {
-    const Sizes n{batch, pixels, channels, groups};
-    const Dropout dropout = dropout_of(probability, seed);
-    const bool drop = probability > 0;
-    if (half)
-        backward_of((const bfloat16*)x, (const bfloat16*)dy, shift, weight, bias, mean, rstd, (bfloat16*)dx, d_shift,
-                    d_weight, d_bias, n, silu, drop, dropout);
-    else
-        backward_of((const float*)x, (const float*)dy, shift, weight, bias, mean, rstd, (float*)dx, d_shift, d_weight,
-                    d_bias, n, silu, drop, dropout);
+int group_norm_backward(const GroupNormBackward* a) try {
+    a->half ? backward_of<bfloat16>(*a) : backward_of<float>(*a);
     return 0;
 } catch (const std::bad_alloc&) {
     return 1;

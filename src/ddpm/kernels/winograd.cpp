@@ -552,43 +552,56 @@ auto others(int64_t H, int64_t W) {
 
 extern "C" {
 
+// The arguments of a kernel, in the order of its declaration in Python.
+struct Winograd {
+    const void *x, *weight, *bias;
+    void* y;
+    int64_t kernel_height, kernel_width, tile, batch, height, width, c_in, c_out, pad_y, pad_x;
+    bool half_images, half_weights, transposed, rectified;
+};
+
+struct WinogradWeightGradient {
+    const void *x, *dy;
+    float *d_weight, *d_bias;
+    int64_t tile, batch, height, width, c_in, c_out, pad_y, pad_x;
+    bool half_images;
+};
+
 // Each returns 0, or 1 if there is no memory for its buffers.
 
 // y = the convolution of x, at least 0 if it is rectified; or, transposed, of y's gradient given as x, the gradient of
 // x. Tiles are of M outputs along axes of several taps: kernels of 3x3 with M = 4 or 2, for images, and for weights and
 // bias, in bfloat16 or float32; and in float32 alone 5x5 with M = 2, 1x7 and 7x1 with M = 3, 1x3 and 3x1 with M = 4.
-int winograd(int64_t H, int64_t W, int64_t M, bool half_images, bool half_weights, const void* x, const void* weight,
-             const void* bias, void* y, int64_t batch, int64_t height, int64_t width, int64_t in, int64_t out,
-             int64_t pad_y, int64_t pad_x, bool transposed, bool rectified) try {
+int winograd(const Winograd* a) try {
     const auto with = [&](auto run) {
-        run(x, weight, bias, y, {batch, height, width, pad_y, pad_x}, in, out, transposed, rectified);
+        run(a->x, a->weight, a->bias, a->y, {a->batch, a->height, a->width, a->pad_y, a->pad_x}, a->c_in, a->c_out,
+            a->transposed, a->rectified);
     };
-    if (H != 3 || W != 3) {
-        with(others(H, W));
+    if (a->kernel_height != 3 || a->kernel_width != 3) {
+        with(others(a->kernel_height, a->kernel_width));
         return 0;
     }
     const auto of = [&](auto image, auto number) {
         using T = decltype(image);
         using N = decltype(number);
-        with(M == 4 ? convolution<Square<4>, T, N> : convolution<Square<2>, T, N>);
+        with(a->tile == 4 ? convolution<Square<4>, T, N> : convolution<Square<2>, T, N>);
     };
-    const auto of_images = [&](auto number) { half_images ? of(bfloat16{}, number) : of(float{}, number); };
-    half_weights ? of_images(bfloat16{}) : of_images(float{});
+    const auto of_images = [&](auto number) { a->half_images ? of(bfloat16{}, number) : of(float{}, number); };
+    a->half_weights ? of_images(bfloat16{}) : of_images(float{});
     return 0;
 } catch (const std::bad_alloc&) {
     return 1;
 }
 
 // The gradients of the weights and of the bias of kernels of 3x3, in float32.
-int winograd_weight(int64_t M, bool half_images, const void* x, const void* dy, float* d_weight, float* d_bias,
-                    int64_t batch, int64_t height, int64_t width, int64_t in, int64_t out, int64_t pad_y,
-                    int64_t pad_x) try {
+int winograd_weight_gradient(const WinogradWeightGradient* a) try {
     const auto of = [&](auto image) {
         using T = decltype(image);
-        auto run = M == 4 ? weight_gradient<Square<4>, T> : weight_gradient<Square<2>, T>;
-        run(x, dy, d_weight, d_bias, {batch, height, width, pad_y, pad_x}, in, out);
+        auto run = a->tile == 4 ? weight_gradient<Square<4>, T> : weight_gradient<Square<2>, T>;
+        run(a->x, a->dy, a->d_weight, a->d_bias, {a->batch, a->height, a->width, a->pad_y, a->pad_x}, a->c_in,
+            a->c_out);
     };
-    half_images ? of(bfloat16{}) : of(float{});
+    a->half_images ? of(bfloat16{}) : of(float{});
     return 0;
 } catch (const std::bad_alloc&) {
     return 1;
