@@ -1,5 +1,5 @@
-// Convolution of images whose channels lie innermost, by minimal filtering (Lavin and Gray 2016, arXiv:1509.09308),
-// which multiplies less than the definition: F(4x4, 3x3) four times, F(2x2, 3x3) 2.25 times.
+// Winograd convolution of channels-last images (Lavin and Gray 2016, arXiv:1509.09308). It multiplies less than the
+// definition: F(4x4, 3x3) four times, F(2x2, 3x3) 2.25 times.
 //
 // Images are cut into tiles of outputs, each from a few more inputs. In a transformed domain, of as many points as
 // there are inputs, the convolution is a product of matrices (tiles, in channels) (in channels, out channels) at each
@@ -8,15 +8,15 @@
 // y: (batch, height, width, channels out), x: (batch, height + H - 1 - 2 pad_y, width + W - 1 - 2 pad_x, channels in),
 // weight: (out, H, W, in); what is computed in between is float32. Channels are multiples of 16.
 
+#include <omp.h>
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <new>
 #include <utility>
-
-#include <omp.h>
-#include <sys/mman.h>
 
 namespace {
 
@@ -27,7 +27,7 @@ constexpr int64_t LANES = 8, ROWS = 4;
 #endif
 constexpr int64_t COLUMNS = 2 * LANES;
 constexpr int64_t PAGE = 2 * 1024 * 1024;
-constexpr int64_t LINE = 32;  // numbers, that two threads do not write to one line of the cache
+constexpr int64_t LINE = 32;          // numbers, that two threads do not write to one line of the cache
 constexpr int64_t CACHE = 48 * 1024;  // numbers that a core keeps near
 // Strides that are powers of two would share a few lines of the cache: those between points are longer by LANES.
 
@@ -52,7 +52,7 @@ inline void put(bfloat16* p, vec value) {  // to the nearest, ties to even
 int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 // Memory that a thread keeps for its next call, in large pages: matrices of many points lie on many small ones. It is
-// had before the team starts, in which an error could not be raised.
+// allocated before the threads start, because an error could not be raised within them.
 struct Buffer {
     float* data = nullptr;
     int64_t size = 0;
@@ -132,7 +132,7 @@ struct Line {
             to[2 * r] = d[2 * s] - d[s];
             to[3 * r] = d[3 * s] - d[s];
         } else {
-            constexpr float a = POINTS[0], b = POINTS[1];
+            constexpr float a = float(POINTS[0]), b = float(POINTS[1]);
             const vec even_a = d[4 * s] - 2.f * d[2 * s], odd_a = a * d[3 * s] - b * d[s];
             const vec even_b = d[4 * s] - 0.5f * d[2 * s], odd_b = b * d[3 * s] - a * d[s];
             to[0] = d[0] + d[4 * s] - 2.5f * d[2 * s];
@@ -145,7 +145,7 @@ struct Line {
     }
     static inline void output(const vec* m, int64_t s, vec* to, int64_t r) { collect<M, false>(m, s, to, r); }  // A^T m
     static inline void gradient(const vec* g, int64_t s, vec* to, int64_t r) { spread<M, false>(g, s, to, r); }  // A g
-    static inline void weight(const vec* w, int64_t s, vec* to, int64_t r) { spread<R, true>(w, s, to, r); }  // G w
+    static inline void weight(const vec* w, int64_t s, vec* to, int64_t r) { spread<R, true>(w, s, to, r); }     // G w
     static inline void weight_gradient(const vec* u, int64_t s, vec* to, int64_t r) {  // G^T u
         collect<R, true>(u, s, to, r);
     }
@@ -463,8 +463,7 @@ void transform_weight_gradient(const float* u, int64_t point, int64_t parts, int
 
 // Of many tiles, each thread adds up some of them for all weights; of few, all of them for blocks of the weights.
 template <class K, class T>
-void weight_gradient(const void* x, const void* dy, float* d_weight, float* d_bias, Shape n, int64_t in,
-                     int64_t out) {
+void weight_gradient(const void* x, const void* dy, float* d_weight, float* d_bias, Shape n, int64_t in, int64_t out) {
     static_assert(K::PIECES == 1);
     const int64_t padded = up(in, COLUMNS), total = Tiles<K>(n).all, threads = omp_get_max_threads();
     const int64_t block = std::min<int64_t>(out, 128);  // out channels of a block
