@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # One process of tests for each core, and one thread for each process.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+CPP := src/ddpm/kernels/*.cpp
+WARNINGS := -std=c++17 -march=native -fopenmp -Wall -Wextra -Wshadow -Wconversion -Werror
 ARGS ?=
 
 .PHONY: train test fast nightly bench lint format clean
@@ -27,10 +29,13 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
+	$(CXX) $(WARNINGS) -fsyntax-only $(CPP)
 
 format: .venv/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -7,12 +7,16 @@ import torch
 
 from ddpm.chain.process import Process
 from ddpm.commands.sample import sample
+from ddpm.kernels import native
 from ddpm.model.diffusion import Diffusion
 from ddpm.network.unet import UNet
 from ddpm.parameterization.eps import Eps
 from ddpm.schedule.linear import Linear
 from ddpm.setup import speed
+from ddpm.setup.fused import replaced
 from ddpm.variance.fixed_small import FixedSmall
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -141,13 +145,50 @@ def test_a_network_is_compiled_only_if_that_is_asked_for(train, compose, tmp_pat
 
 
 def test_auto_uses_the_kernels_on_a_cpu_and_says_so(train, tmp_path, capsys):
-    for chosen, layout, said in (("auto", torch.channels_last, "own kernels"), ("reference", None, "torch's kernels")):
+    for chosen, layout, said in (
+        ("auto", torch.channels_last, "custom kernels"),
+        ("reference", None, "torch's kernels"),
+    ):
         run = train(tmp_path / chosen, f"speed={chosen}", "trainer.precision=32-true", "trainer.max_steps=1")
-        weight = run.module.diffusion.network.conv_out.weight
-        average = run.module.ema.network.conv_out.weight
-        for each in (weight, average):
-            assert each.is_contiguous(memory_format=layout or torch.contiguous_format)
+        networks = run.module.diffusion.network, run.module.ema.network
+        for each in networks:
+            assert each.conv_out.weight.is_contiguous(memory_format=layout or torch.contiguous_format)
+        first, second = (replaced(each) for each in networks)
+        assert first == second
+        assert bool(first) == (chosen == "auto")
         assert f"{said} (speed={chosen})" in " ".join(capsys.readouterr().out.split())
+
+
+def test_without_a_compiler_auto_leaves_the_network_and_says_so(train, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(native, "library", lambda: None)
+    run = train(tmp_path, "speed=auto", "trainer.precision=32-true", "trainer.max_steps=1")
+    assert replaced(run.module) == 0
+    assert run.module.diffusion.network.conv_out.weight.is_contiguous()
+    assert "torch's kernels (speed=auto)" in " ".join(capsys.readouterr().out.split())
+
+
+def test_arrange_counts_the_layers_that_it_replaced(diffusion):
+    network = torch.nn.Sequential(torch.nn.Conv2d(16, 16, 3), torch.nn.GroupNorm(4, 16), torch.nn.Conv2d(3, 16, 3))
+    assert speed.arrange(network, "reference", CPU) == 0
+    assert speed.arrange(network, "auto", torch.device("meta")) == 0
+    assert speed.arrange(network, "auto", CPU) == 2
+    assert speed.arrange(torch.nn.Conv2d(3, 3, 3), "auto", CPU) == 0
+    assert speed.arrange(diffusion.network, "auto", CPU) > 10
+    assert replaced(speed.BFloat16(diffusion.network)) == replaced(diffusion.network)
+
+
+@pytest.mark.slow
+def test_an_evaluation_and_samples_use_the_kernels_if_that_is_asked_for(train, compose, tmp_path, monkeypatch):
+    names, call = set(), native.Kernel.__call__
+    monkeypatch.setattr(
+        native.Kernel, "__call__", lambda kernel, **given: (names.add(kernel.name), call(kernel, **given))[1]
+    )
+    train(tmp_path, "speed=reference", "trainer.max_steps=1")
+    assert names == set()
+    for chosen, expected in (("reference", set()), ("auto", {"group_norm"})):
+        sample(compose("sample", f"ckpt={json.dumps(str(tmp_path / 'last.ckpt'))}", "n=2", f"speed={chosen}"))
+        assert names >= expected
+        assert bool(names) == bool(expected)
 
 
 @pytest.mark.slow

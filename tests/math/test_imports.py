@@ -20,7 +20,7 @@ ROOMS = {
     "time_sampler": "",
     "conditioning": "",
     "kernels": "support",
-    "network": "chain kernels",
+    "network": "chain",
     "model": "chain parameterization variance",
     "likelihood": "support chain model",
     "loss": "chain model likelihood",

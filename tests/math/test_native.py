@@ -1,23 +1,31 @@
-"""The kernels of a CPU: the same function and gradients as torch's in float64, and what they are used for."""
+"""The kernels of a CPU: the same function and gradients as torch's in float64, and what they are used for.
+
+They are operators of torch: what records or transforms operations sees them, and gets the same numbers.
+"""
 
 import copy
+import ctypes
 import pickle
+import re
 import subprocess
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddpm.kernels import convolution, group_norm, native
 from ddpm.kernels.convolution import Convolution
 from ddpm.kernels.group_norm import GroupNorm
 from ddpm.network.unet import UNet
+from ddpm.setup.fused import fuse, replaced
 
-INNERMOST = torch.channels_last
+LAST = torch.channels_last
 
 
 @pytest.fixture(autouse=True)
@@ -30,13 +38,13 @@ def _compiler():
 @pytest.fixture
 def used(monkeypatch):
     """The names of the kernels that ran, in order."""
-    names, call = [], native.call
+    names, call = [], native.Kernel.__call__
 
-    def spy(name, *arguments):
-        names.append(name)
-        call(name, *arguments)
+    def spy(kernel, **arguments):
+        names.append(kernel.name)
+        call(kernel, **arguments)
 
-    monkeypatch.setattr(native, "call", spy)
+    monkeypatch.setattr(native.Kernel, "__call__", spy)
     return names
 
 
@@ -50,7 +58,28 @@ def gradients(run, *inputs):
     inputs = [each.detach().requires_grad_() for each in inputs]
     y = run(*inputs)
     weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
-    return [y, *torch.autograd.grad(y, inputs, weight.contiguous(memory_format=INNERMOST))]
+    return [y, *torch.autograd.grad(y, inputs, weight.contiguous(memory_format=LAST))]
+
+
+class Normalisation(GroupNorm):
+    """One that is followed by what it is told."""
+
+    def __init__(self, groups, channels, silu=True, dropout=0.0):
+        super().__init__(groups, channels, eps=1e-6)
+        self.settings = silu, dropout
+
+    def forward(self, x, shift=None):
+        silu, dropout = self.settings
+        return super().forward(x, shift, silu, dropout if self.training else 0.0)
+
+
+def convolution_layer(c_in, c_out, kernel=(3, 3), padding=(1, 1), rectified=False):
+    kind = convolution.Rectified if rectified else Convolution
+    return kind(c_in, c_out, kernel, padding=padding).to(memory_format=LAST)
+
+
+def winograd(padding, tile):
+    return lambda x, weight, bias: convolution.winograd(x, weight, bias, padding, tile, False)
 
 
 def normalised(x, shift, weight, bias, groups, silu):
@@ -67,20 +96,20 @@ def test_group_norm_is_that_of_torch(used, channels, groups, silu, shifted, dtyp
     torch.manual_seed(0)
     x = (torch.randn(3, channels, 9, 7) + 30 * torch.randn(channels, 1, 1)).to(dtype)
     shift = [10 * torch.randn(3, channels)] if shifted else []
-    layer = GroupNorm(groups, channels, silu)
+    layer = Normalisation(groups, channels, silu)
     weight, bias = nn.init.normal_(layer.weight), nn.init.normal_(layer.bias)
 
     def mine(x, weight, bias, shift=None):
         return torch.func.functional_call(layer, {"weight": weight, "bias": bias}, (x, shift))
 
-    found = gradients(mine, x.contiguous(memory_format=INNERMOST), weight, bias, *shift)
+    found = gradients(mine, x.contiguous(memory_format=LAST), weight, bias, *shift)
     expected = gradients(
         lambda x, weight, bias, shift=None: normalised(x, shift, weight, bias, groups, silu),
         *(each.double() for each in (x, weight, bias, *shift)),
     )
     assert used == ["group_norm", "group_norm_backward"]
     assert found[0].dtype == found[1].dtype == dtype
-    assert found[0].is_contiguous(memory_format=INNERMOST)
+    assert found[0].is_contiguous(memory_format=LAST)
     for mine, theirs in zip(found, expected, strict=True):
         if theirs.norm() > 1e-9:  # what is added to a whole group has no gradient
             assert error(mine, theirs) < tolerance
@@ -88,9 +117,9 @@ def test_group_norm_is_that_of_torch(used, channels, groups, silu, shifted, dtyp
 
 def test_numbers_that_are_not_finite_stay_so():
     for dtype in (torch.float32, torch.bfloat16):
-        x = torch.randn(2, 8, 4, 4).to(dtype).contiguous(memory_format=INNERMOST)
+        x = torch.randn(2, 8, 4, 4).to(dtype).contiguous(memory_format=LAST)
         x[0, 3, 2, 1] = float("nan")
-        y = GroupNorm(2, 8)(x)
+        y = Normalisation(2, 8)(x)
         assert y[0, :4].isnan().all()
         assert y[0, 4:].isfinite().all()
         assert y[1].isfinite().all()
@@ -98,17 +127,17 @@ def test_numbers_that_are_not_finite_stay_so():
 
 def test_large_activations_neither_overflow_nor_vanish():
     x = torch.tensor([-1.0, 1.0]).repeat(8)[None, :, None, None].expand(1, 16, 4, 4)
-    layer = GroupNorm(1, 16)
+    layer = Normalisation(1, 16)
     nn.init.constant_(layer.weight, 200.0)
-    y = layer(x.contiguous(memory_format=INNERMOST))
+    y = layer(x.contiguous(memory_format=LAST))
     assert y[x > 0].sub(200).abs().max() < 0.01
     assert y[x < 0].abs().max() < 1e-30
 
 
 def test_dropout_drops_that_share_scales_the_rest_and_is_the_same_in_the_gradient(used):
-    layer = GroupNorm(4, 32, dropout=0.3)
-    x = torch.randn(64, 32, 16, 16).contiguous(memory_format=INNERMOST)
-    kept = GroupNorm(4, 32)(x)
+    layer = Normalisation(4, 32, dropout=0.3)
+    x = torch.randn(64, 32, 16, 16).contiguous(memory_format=LAST)
+    kept = Normalisation(4, 32)(x)
     torch.manual_seed(0)
     y = layer(x)
     dropped = y == 0
@@ -141,16 +170,13 @@ def test_dropout_drops_that_share_scales_the_rest_and_is_the_same_in_the_gradien
 def test_the_convolution_is_that_of_torch(used, batch, size, c_in, c_out, padding, tile, dtype, tolerance):
     torch.manual_seed(0)
     shape = batch, c_in, *(side + 2 - 2 * padding for side in size)
-    x = torch.randn(shape, dtype=dtype).contiguous(memory_format=INNERMOST)
-    layer = Convolution(c_in, c_out).to(memory_format=INNERMOST)
-
-    def mine(x, weight, bias):
-        return convolution.Winograd.apply(x, weight, bias, (padding, padding), tile)
-
+    x = torch.randn(shape, dtype=dtype).contiguous(memory_format=LAST)
+    layer = convolution_layer(c_in, c_out)
+    mine = winograd((padding, padding), tile)
     found = gradients(mine, x, layer.weight, layer.bias)
     weights = layer.weight.double(), layer.bias.double()
     expected = gradients(lambda x, weight, bias: F.conv2d(x, weight, bias, padding=padding), x.double(), *weights)
-    assert used == ["winograd", "winograd", "winograd_weight"]
+    assert used == ["winograd", "winograd", "winograd_weight_gradient"]
     assert [each.dtype for each in found] == [dtype, dtype, torch.float32, torch.float32]
     for each, exact in zip(found, expected, strict=True):
         assert error(each, exact) < tolerance
@@ -167,25 +193,25 @@ def test_other_kernels_are_those_of_torch_without_gradients(used, monkeypatch, k
     torch.manual_seed(0)
     monkeypatch.setattr(convolution, "FEWEST", 1)
     padding = tuple(taps // 2 * padded for taps in kernel)
-    layer = Convolution(48, 80, kernel, padding, rectified).to(memory_format=INNERMOST)
-    x = torch.randn(batch, 48, *size).contiguous(memory_format=INNERMOST)
+    layer = convolution_layer(48, 80, kernel, padding, rectified)
+    x = torch.randn(batch, 48, *size).contiguous(memory_format=LAST)
     exact = F.conv2d(x.double(), *(each.double() for each in weights_of(layer)), padding=padding)
     exact = exact.relu() if rectified else exact
     with torch.inference_mode():
         assert error(layer(x), exact) < 3e-6
     assert used == ["winograd"]
-    assert error(layer(x), exact) < 3e-6
+    assert error(layer(x), exact) < 3e-6  # with gradients: by torch
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         layer(x)
     assert used == ["winograd"]
 
 
 def test_weights_in_float64_are_left_to_torch():
-    layer = Convolution(16, 16).to(memory_format=INNERMOST)
-    x = torch.randn(32, 16, 4, 4).contiguous(memory_format=INNERMOST)
+    layer = convolution_layer(16, 16)
+    x = torch.randn(32, 16, 4, 4).contiguous(memory_format=LAST)
     with torch.autocast("cpu", torch.bfloat16):
-        assert layer._tile(x)
-        assert not layer.double()._tile(x)
+        assert layer._tile(x, torch.bfloat16)
+        assert not layer.double()._tile(x, torch.bfloat16)
 
 
 def weights_of(layer):
@@ -194,11 +220,11 @@ def weights_of(layer):
 
 def test_weights_may_be_rounded_and_what_is_not_a_number_stays_so():
     torch.manual_seed(0)
-    layer = Convolution(16, 32).to(memory_format=INNERMOST).bfloat16()
-    x = torch.randn(8, 16, 8, 8, dtype=torch.bfloat16).contiguous(memory_format=INNERMOST)
+    layer = convolution_layer(16, 32).bfloat16()
+    x = torch.randn(8, 16, 8, 8, dtype=torch.bfloat16).contiguous(memory_format=LAST)
     x[0, 0, 0, 0] = torch.nan
     with torch.inference_mode():
-        found = convolution.Winograd.apply(x, *weights_of(layer), (1, 1), 4)
+        found = winograd((1, 1), 4)(x, *weights_of(layer))
     exact = F.conv2d(x.double(), *(each.double() for each in weights_of(layer)), padding=1)
     assert found[0, :, :2, :2].isnan().all()
     assert error(found[1:], exact[1:]) < 3e-3
@@ -210,12 +236,12 @@ def test_weights_may_be_rounded_and_what_is_not_a_number_stays_so():
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])
 def test_any_number_of_threads_gives_the_same(threads, batch, channels, size):
     torch.manual_seed(0)
-    layer = Convolution(channels, channels).to(memory_format=INNERMOST)
-    x = torch.randn(batch, channels, size, size).contiguous(memory_format=INNERMOST)
+    layer = convolution_layer(channels, channels)
+    x = torch.randn(batch, channels, size, size).contiguous(memory_format=LAST)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        found = gradients(lambda *each: convolution.Winograd.apply(*each, (1, 1), 4), x, *weights_of(layer))
+        found = gradients(winograd((1, 1), 4), x, *weights_of(layer))
     finally:
         torch.set_num_threads(before)
     exact = gradients(lambda *each: F.conv2d(*each, padding=1), *(each.double() for each in (x, *weights_of(layer))))
@@ -232,9 +258,16 @@ def network(**options):
     return made
 
 
+def fused(**options):
+    """The network by kernels."""
+    made = network(**options).to(memory_format=LAST)
+    fuse(made)
+    return made
+
+
 @pytest.mark.parametrize("trained", [True, False])
-def test_a_network_of_that_layout_is_the_same_network(used, trained):
-    plain, fast = network(), network().to(memory_format=INNERMOST)
+def test_a_fused_network_is_the_same_network(used, trained):
+    plain, fast = network(), fused()
     fast.load_state_dict(plain.state_dict())
     plain.double()
     x, t = torch.randn(8, 3, 16, 16), torch.arange(8) * 100
@@ -247,21 +280,86 @@ def test_a_network_of_that_layout_is_the_same_network(used, trained):
         for (name, mine), theirs in zip(fast.named_parameters(), plain.parameters(), strict=True):
             scale = theirs.grad.norm().clamp(min=1e-3)  # biases before a normalisation have none
             assert (mine.grad.double() - theirs.grad).norm() / scale < 1e-5, name
-    # Every normalisation, and every convolution of 3x3 but the first and the last.
-    assert used.count("group_norm") == sum(isinstance(part, GroupNorm) for part in fast.modules())
-    wide = [
-        part for part in fast.modules() if isinstance(part, Convolution) and part.in_channels > 3 < part.out_channels
-    ]
-    assert used.count("winograd") == len(wide) * (1 + trained)
+    # Every normalisation, and every convolution of 3x3 and stride 1 but the first and the last.
+    norms = sum(isinstance(part, nn.GroupNorm) for part in fast.modules())
+    convolutions = [part for part in fast.modules() if isinstance(part, nn.Conv2d) and part.kernel_size == (3, 3)]
+    wide = sum(part.in_channels > 3 < part.out_channels and part.stride == (1, 1) for part in convolutions)
+    assert used.count("group_norm") == norms
+    assert used.count("group_norm_backward") == norms * trained
+    assert used.count("winograd") == wide * (1 + trained)
+    assert used.count("winograd_weight_gradient") == wide * trained
+    assert replaced(fast) == norms + wide
 
 
-def test_a_network_of_the_usual_layout_uses_none(used):
-    network()(torch.randn(8, 3, 16, 16), torch.arange(8)).sum().backward()
+@pytest.mark.parametrize("layout", [torch.contiguous_format, LAST])
+def test_a_network_that_nobody_fused_uses_none(used, layout):
+    made = network().to(memory_format=layout)
+    made(torch.randn(8, 3, 16, 16), torch.arange(8)).sum().backward()
+    assert used == []
+    assert replaced(made) == 0
+
+
+def test_images_of_the_usual_layout_use_none(used):
+    for layer in (Normalisation(4, 16), convolution_layer(16, 16)):
+        layer(images().contiguous())
     assert used == []
 
 
+def test_fusing_keeps_parameters_names_hooks_training_and_copies(used):
+    plain = network()
+    names, parameters, seen = [*plain.state_dict()], [*plain.parameters()], []
+    plain.middle[0].norm_1.register_forward_hook(lambda *_: seen.append("norm"))
+    plain.middle[0].register_forward_pre_hook(lambda *_: seen.append("block"))
+    made = plain.eval().to(memory_format=LAST)
+    fuse(made)
+    count = replaced(made)
+    fuse(made)
+    assert replaced(made) == count
+    assert [*made.state_dict()] == names
+    assert all(mine is before for mine, before in zip(made.parameters(), parameters, strict=True))
+    assert not any(part.training for part in made.modules())
+    x, t = torch.randn(8, 3, 16, 16), torch.arange(8)
+    expected = made(x, t)
+    assert seen == ["block", "norm"]
+    kernels = [*used]
+    made.middle[0].norm_1._forward_hooks.clear()
+    made.middle[0]._forward_pre_hooks.clear()
+    for again in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
+        used.clear()
+        assert torch.equal(again(x, t), expected)
+        assert used == kernels
+
+
+def test_layers_that_are_not_torchs_own_keep_their_class():
+    class Own(nn.GroupNorm):
+        pass
+
+    made = network()
+    made.middle[0].norm_1 = Own(8, 64)
+    made.middle[2].conv_1 = nn.Conv2d(64, 64, 3, padding=1, padding_mode="circular")
+    made.up[0][0].conv_1 = nn.utils.parametrizations.weight_norm(made.up[0][0].conv_1)
+    expected = copy.deepcopy(made).double()
+    fuse(made.to(memory_format=LAST))
+    x, t = torch.randn(8, 3, 16, 16), torch.arange(8)
+    assert error(made(x, t), expected(x.double(), t)) < 1e-5
+    assert type(made.middle[0].norm_1) is Own
+    assert type(made.middle[2].conv_1) is nn.Conv2d
+
+
+def test_dropout_of_a_fused_network_is_that_of_training_alone(used):
+    made = fused()
+    for part in made.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.5
+    x, t = torch.randn(8, 3, 16, 16), torch.arange(8)
+    assert not torch.equal(made(x, t), made(x, t))
+    made.eval()
+    assert torch.equal(made(x, t), made(x, t))
+    assert error(made(x, t), network()(x, t)) < 1e-5
+
+
 def test_bfloat16_uses_the_kernels_too(used):
-    fast, plain = network().to(memory_format=INNERMOST), network()
+    fast, plain = fused(), network()
     x, t = torch.randn(8, 3, 16, 16), torch.arange(8)
     with torch.autocast("cpu", torch.bfloat16):
         half = fast(x, t)
@@ -285,21 +383,24 @@ def test_bfloat16_uses_the_kernels_too(used):
     ],
 )
 def test_few_pixels_are_convolved_by_torch(used, batch, size, dtype, tile):
-    layer = Convolution(16, 16).to(memory_format=INNERMOST)
-    x = torch.randn(batch, 16, size, size, dtype=dtype).contiguous(memory_format=INNERMOST)
+    layer = convolution_layer(16, 16)
+    x = torch.randn(batch, 16, size, size, dtype=dtype).contiguous(memory_format=LAST)
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         layer = layer.double() if dtype == torch.float64 else layer
-        assert layer._tile(x) == tile
+        assert layer._tile(x, dtype) == tile
         assert layer(x).dtype == dtype
     assert used == ["winograd"] * bool(tile)
 
 
-def test_without_a_compiler_torch_computes(monkeypatch, used):
+def test_without_a_compiler_torch_computes_what_was_fused_elsewhere(monkeypatch, used):
     monkeypatch.setattr(native, "compiler", lambda: None)
     monkeypatch.setattr(native, "library", native.library.__wrapped__)
     x, t = torch.randn(8, 3, 16, 16), torch.arange(8)
-    fast = network().to(memory_format=INNERMOST)
-    assert error(fast(x, t), network().double()(x.double(), t)) < 1e-5
+    for weights in (True, False):
+        fast, plain = fused().requires_grad_(weights), network().double().requires_grad_(weights)
+        mine, theirs = (gradients(lambda x, run=run: run(x, t), each) for run, each in ((fast, x), (plain, x.double())))
+        assert error(mine[0], theirs[0]) < 1e-5
+        assert error(mine[1], theirs[1]) < 1e-5
     assert used == []
 
 
@@ -322,19 +423,19 @@ def test_what_was_compiled_is_used_again(monkeypatch, tmp_path):
 
 def images(batch=8, channels=16, size=8):
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(batch, channels, size, size, generator=generator).contiguous(memory_format=INNERMOST)
+    return torch.randn(batch, channels, size, size, generator=generator).contiguous(memory_format=LAST)
 
 
 def convolution_of(**parameters):
     """One that uses the kernels, with such parameters in place of its own, and what torch makes of it."""
     torch.manual_seed(0)
-    layer = replaced(Convolution(16, 16).to(memory_format=INNERMOST), parameters)
+    layer = with_parameters(convolution_layer(16, 16), parameters)
     return layer, lambda x: F.conv2d(x, layer.weight, layer.bias, padding=1)
 
 
 def normalisation_of(dropout=0.0, **parameters):
     torch.manual_seed(0)
-    layer = replaced(GroupNorm(4, 16, dropout=dropout), parameters)
+    layer = with_parameters(Normalisation(4, 16, dropout=dropout), parameters)
 
     def theirs(x, shift=None):
         h = F.group_norm(x if shift is None else x + shift[:, :, None, None], 4, layer.weight, layer.bias, 1e-6)
@@ -343,7 +444,7 @@ def normalisation_of(dropout=0.0, **parameters):
     return layer, theirs
 
 
-def replaced(layer, parameters):
+def with_parameters(layer, parameters):
     for name, value in parameters.items():
         delattr(layer, name)
         setattr(layer, name, value)
@@ -376,7 +477,7 @@ INPUTS = {
     "int64": images().long(),
     "complex": images().cfloat(),
     "no batch": torch.randn(16, 8, 8),
-    "an empty batch": torch.randn(0, 16, 8, 8).contiguous(memory_format=INNERMOST),
+    "an empty batch": torch.randn(0, 16, 8, 8).contiguous(memory_format=LAST),
     "five dimensions": torch.randn(2, 16, 4, 4, 4),
     "every other pixel": torch.randn(8, 16, 8, 16)[..., ::2],
     "another device": images().to("meta"),
@@ -401,8 +502,8 @@ PARAMETERS = {
 }
 OF_CONVOLUTION = PARAMETERS | {
     "weights with steps": {"weight": torch.randn(16, 16, 6, 6)[..., ::2, ::2]},
-    "weights of other channels": {"weight": torch.randn(16, 32, 3, 3).contiguous(memory_format=INNERMOST)},
-    "weights of another kernel": {"weight": torch.randn(16, 16, 5, 5).contiguous(memory_format=INNERMOST)},
+    "weights of other channels": {"weight": torch.randn(16, 32, 3, 3).contiguous(memory_format=LAST)},
+    "weights of another kernel": {"weight": torch.randn(16, 16, 5, 5).contiguous(memory_format=LAST)},
 }
 OF_NORMALISATION = PARAMETERS | {
     "a bias elsewhere": {"bias": torch.randn(16, device="meta")},
@@ -473,13 +574,13 @@ def penalty(run, *inputs):
 def test_second_derivatives_are_those_of_torch(used):
     layer, _ = convolution_of()
     inputs = images(), *weights_of(layer)
-    mine = penalty(lambda *each: convolution.Winograd.apply(*each, (1, 1), 4), *inputs)
+    mine = penalty(winograd((1, 1), 4), *inputs)
     theirs = penalty(lambda *each: F.conv2d(*each, padding=1), *(each.double() for each in inputs))
     for found, exact in zip(mine, theirs, strict=True):
         assert (found - exact).norm() <= 1e-5 * exact.norm()
     assert mine[1].norm() > 1
 
-    dropped = GroupNorm(4, 16, dropout=0.3)
+    dropped = Normalisation(4, 16, dropout=0.3)
 
     def by_kernel(x, shift, weight, bias):
         torch.manual_seed(3)
@@ -522,28 +623,254 @@ def operations(run, x):
     return torch.tensor(counter.get_total_flops())
 
 
-WATCHED = {
+def each_of(run, x):
+    """`run` of two batches, through vmap, which sees channels-last images."""
+    both = torch.stack([x.permute(0, 2, 3, 1), x.permute(0, 2, 3, 1) + 1]).permute(0, 1, 4, 2, 3)
+    return torch.vmap(run)(both)
+
+
+def fake(run, x):
+    """What fake tensors say of the result."""
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        return run(mode.from_tensor(x)).to("meta")
+
+
+TRANSFORMED = {
     "torch.func.jvp": lambda run, x: torch.func.jvp(run, (x,), (x.sin(),))[1],
     "torch.func.grad": lambda run, x: torch.func.grad(lambda x: run(x).square().sum())(x),
-    "torch.vmap": lambda run, x: torch.vmap(run)(torch.stack([x, x + 1])),
+    "torch.func.grad twice": lambda run, x: torch.func.grad(
+        lambda x: torch.func.grad(lambda x: run(x).pow(3).sum())(x).square().sum()
+    )(x),
+    "torch.func.hvp": lambda run, x: torch.func.jvp(torch.func.grad(lambda x: run(x).pow(3).sum()), (x,), (x.sin(),))[
+        1
+    ],
+    "torch.vmap": each_of,
+    "torch.vmap of torch.func.grad": lambda run, x: each_of(torch.func.grad(lambda x: run(x).square().sum()), x),
     "forward derivatives": derivative,
+    "forward derivatives of gradients": lambda run, x: derivative(
+        lambda x: torch.autograd.grad(run(x).square().sum(), x, create_graph=True)[0], x.clone().requires_grad_()
+    ),
     "a counter of operations": operations,
+    "a counter of operations of gradients": lambda run, x: operations(
+        lambda x: run(x).sum().backward(), x.clone().requires_grad_()
+    ),
+    "fake tensors": fake,
+    "gradient checkpointing": lambda run, x: torch.autograd.grad(
+        checkpoint(run, x.requires_grad_(), use_reentrant=False).square().sum(), x
+    )[0],
 }
 
 
-@pytest.mark.parametrize("watch", WATCHED.values(), ids=WATCHED)
+@pytest.mark.parametrize("transform", TRANSFORMED.values(), ids=TRANSFORMED)
 @pytest.mark.parametrize("make", [convolution_of, normalisation_of])
-def test_what_watches_or_transforms_torchs_operations_sees_them(watch, make):
+def test_what_watches_or_transforms_torchs_operations_finds_the_same(transform, make):
     mine, theirs = make()
-    assert_same(watch(mine, images()), watch(theirs, images()))
+    assert_same(transform(mine, images()), transform(theirs, images()))
 
 
 @pytest.mark.parametrize("trace", [lambda run, x: torch.jit.trace(run, (x,)), lambda run, x: make_fx(run)(x)])
 @pytest.mark.parametrize("make", [convolution_of, normalisation_of])
 @pytest.mark.filterwarnings("ignore")
-def test_a_trace_computes_what_was_traced(trace, make):
+def test_a_trace_computes_what_was_traced(used, trace, make):
     mine, theirs = make()
-    assert_same(trace(mine, images())(images() + 1), theirs(images() + 1))
+    traced = trace(mine, images())
+    used.clear()
+    assert_same(traced(images() + 1), theirs(images() + 1))
+    assert used == ["winograd" if make is convolution_of else "group_norm"]
+    assert_same(traced((images() + 1).contiguous()), theirs(images() + 1))
+
+
+def test_vmap_draws_what_is_dropped_as_torch_does():
+    layer, _ = normalisation_of(dropout=0.5)
+    with pytest.raises(RuntimeError, match="randomness"):
+        each_of(layer, images())
+
+
+def samples(dtype=torch.float32):
+    """Arguments of every operator."""
+    torch.manual_seed(0)
+    x, dy, weight = images(4, size=4).to(dtype), images(4, size=4).cos().to(dtype), convolution_layer(16, 16).weight
+    bias, shift, seed = torch.randn(16), torch.randn(4, 16), torch.randint(2**62, ())
+    settings = 4, 1e-6, True, 0.3, seed
+    moments, plain = (group_norm.group_norm(x, each, bias, bias, *settings)[1] for each in (shift, None))
+    leaves = [each.detach().requires_grad_() for each in (x, shift, bias.cos(), bias)]
+    x, shift, scale, bias = leaves
+    narrow = torch.randn(16, 16, 1, 7).contiguous(memory_format=LAST).requires_grad_()
+    return [
+        (group_norm.group_norm, (x, shift, scale, bias, *settings)),
+        (group_norm.group_norm, (x, None, scale, bias, 2, 1e-6, False, 0.0, None)),
+        (group_norm.group_norm_backward, (dy.requires_grad_(), x, shift, scale, bias, moments, *settings)),
+        (group_norm.group_norm_backward, (dy, x, None, scale, bias, plain, 4, 1e-6, False, 0.0, None)),
+        (convolution.winograd, (x, weight, bias, [1, 1], 4, False)),
+        (convolution.winograd, (x, weight, bias, [1, 0], 2, True)),
+        (convolution.winograd, (x.detach().float().requires_grad_(), narrow, bias, [0, 3], 3, False)),
+        (convolution.winograd_image_gradient, (dy, weight, [1, 1], 4)),
+        (convolution.winograd_weight_gradient, (x, dy, [1, 1], 2)),
+    ]
+
+
+@pytest.mark.parametrize("number", range(9))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_operators_are_registered_completely(number, dtype):
+    run, arguments = samples(dtype)[number]
+    result = torch.library.opcheck(run, arguments, rtol=1e-2, atol=1e-2 if dtype == torch.bfloat16 else 1e-4)
+    assert {*result.values()} == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("number", range(9))
+def test_the_formula_in_torchs_operations_is_the_kernels(number):
+    run, arguments = samples()[number]
+    detached = [each.detach() if isinstance(each, torch.Tensor) else each for each in arguments]
+    found = run(*detached)
+    with forward_ad.dual_level():
+        expected = run(*detached)
+    found, expected = ([each] if isinstance(each, torch.Tensor) else each for each in (found, expected))
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine.shape == theirs.shape
+        assert mine.dtype == theirs.dtype
+        assert error(mine, theirs) < 1e-5
+        assert not torch.equal(mine, theirs)  # the kernel's own rounding: two ways
+
+
+@pytest.mark.parametrize("number", range(9))
+def test_gradients_of_every_operator_are_those_of_torch(number):
+    run, arguments = samples()[number]
+    inputs = [each for each in arguments if isinstance(each, torch.Tensor) and each.requires_grad]
+
+    def total(run):
+        results = run(*arguments)
+        results = [results] if isinstance(results, torch.Tensor) else results[: 1 + (len(arguments) > 9)]
+        return sum((each * torch.linspace(-1, 1, each.numel()).view(each.shape)).square().sum() for each in results)
+
+    found = torch.autograd.grad(total(run), inputs, allow_unused=True, materialize_grads=True)
+    with forward_ad.dual_level():
+        expected = torch.autograd.grad(total(run), inputs, allow_unused=True, materialize_grads=True)
+    for mine, theirs in zip(found, expected, strict=True):
+        assert (mine - theirs).norm() <= 1e-4 * theirs.norm()
+    assert found[0].norm() > 0
+
+
+def test_what_is_dropped_is_the_same_by_torch():
+    seed, x = torch.randint(2**62, ()), images(3, size=5)
+    ones = torch.zeros(16), torch.ones(16)
+    mine = group_norm.group_norm(x, None, *ones, 4, 1e-6, False, 0.3, seed)[0]
+    assert torch.equal(mine, group_norm.kept(x, 0.3, seed))
+
+
+def changed(number, place, value):
+    run, arguments = samples()[number]
+    return run, [value if i == place else each for i, each in enumerate(arguments)]
+
+
+@pytest.mark.parametrize(
+    ("number", "place", "value"),
+    [
+        (0, 0, images(4, size=4).double()),
+        (0, 0, images(4, size=4)[0]),
+        (0, 0, images(0, size=4)),
+        (0, 1, torch.randn(3, 16)),
+        (0, 2, torch.randn(15)),
+        (0, 3, torch.randn(16).double()),
+        (0, 4, 3),
+        (0, 4, 0),
+        (0, 7, 1.0),
+        (0, 8, None),
+        (0, 8, torch.ones((), dtype=torch.int32)),
+        (2, 0, images(3, size=4)),
+        (2, 0, images(4, size=4).bfloat16()),
+        (2, 5, torch.randn(2, 4, 3)),
+        (2, 5, torch.randn(2, 4, 4).double()),
+        (4, 0, images(4, 32, 4)),
+        (4, 0, images(0, size=4)),
+        (4, 0, images(4, size=4).double()),
+        (4, 0, images(4, size=4)[0]),
+        (4, 1, torch.randn(16, 16, 2, 2)),
+        (4, 1, torch.randn(17, 16, 3, 3)),
+        (4, 2, torch.randn(15)),
+        (4, 2, torch.randn(16).bfloat16()),
+        (4, 3, [-2, 1]),
+        (6, 0, images(4, size=4).bfloat16()),
+        (7, 0, images(4, 32, 4)),
+        (7, 0, images(4, size=4).half()),
+        (7, 1, torch.randn(16, 17, 3, 3)),
+        (8, 0, images(4, 15, 4)),
+        (8, 0, images(4, size=5)),
+        (8, 1, images(3, size=4)),
+        (8, 1, images(4, size=4).bfloat16()),
+        (8, 1, images(4, size=4)[0]),
+        (8, 2, [0, 1]),
+    ],
+)
+def test_an_operator_refuses_what_would_not_fit_its_memory(number, place, value):
+    run, arguments = changed(number, place, value)
+    with pytest.raises(RuntimeError, match=r"has no kernel for|dropout needs a seed"), torch.no_grad():
+        run(*arguments)
+
+
+@pytest.mark.parametrize("number", range(9))
+def test_an_operator_takes_any_layout(number):
+    run, arguments = samples()[number]
+    with torch.no_grad():
+        expected = run(*arguments)
+        for i, each in enumerate(arguments):
+            if isinstance(each, torch.Tensor) and each.dim():
+                spread = each.new_empty(*each.shape, 2)[..., 0].copy_(each)
+                found = run(*arguments[:i], spread, *arguments[i + 1 :])
+                pairs = [(found, expected)] if isinstance(found, torch.Tensor) else zip(found, expected, strict=True)
+                assert all(torch.equal(mine, theirs) for mine, theirs in pairs)
+                assert all(mine.stride() == theirs.stride() for mine, theirs in pairs)
+
+
+KERNELS = convolution.CONVOLUTION, convolution.WEIGHT_GRADIENT, group_norm.FORWARD, group_norm.BACKWARD
+TYPES = {"int64_t": ctypes.c_int64, "double": ctypes.c_double, "bool": ctypes.c_bool}
+
+
+def declared(name):
+    """The fields of the struct that a function in C++ takes, and their types."""
+    for source in native.SOURCES:
+        text = re.sub(r"//.*", "", source.read_text())
+        for struct in re.findall(rf"^int {name}\(const (\w+)\* ?\w+\)", text, re.MULTILINE):
+            body = re.search(rf"^struct {struct} {{(.*?)^}};", text, re.MULTILINE | re.DOTALL).group(1)
+            for line in body.split(";")[:-1]:
+                kind, names = re.fullmatch(r"\s*(?:const )?(\w+)\s*(.*)", line, re.DOTALL).groups()
+                for each in names.split(","):
+                    pointer = each.strip().startswith("*")
+                    yield each.strip(" *\n"), ctypes.c_void_p if pointer else TYPES[kind]
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+def test_a_kernel_has_the_arguments_that_its_source_declares(kernel):
+    assert [*declared(kernel.name)] == [*kernel.fields.items()]
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+def test_a_kernel_needs_every_argument_by_its_name(kernel):
+    given = dict.fromkeys(kernel.fields)
+    for wrong in ({**given, "other": None}, {name: None for name in given if name != "x"}):
+        with pytest.raises(TypeError, match=f"{kernel.name} takes x, "):
+            kernel(**wrong)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("half", [False, True])
+def test_a_fused_network_compiles_as_one_graph_that_uses_the_kernels(used, backend, half):
+    x, t = torch.randn(8, 3, 16, 16), torch.arange(8)
+    made = fused()
+    compiled = torch.compile(made, backend=backend, fullgraph=True)
+
+    def run(called):
+        used.clear()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            y = called(x, t)
+        found = [y, *torch.autograd.grad(y.float().square().sum(), [*made.parameters()])]
+        return found, sorted(used)
+
+    (expected, kernels), (found, names) = run(made), run(compiled)
+    assert names == kernels
+    assert {*names} == {kernel.name for kernel in KERNELS}
+    for mine, theirs in zip(found, expected, strict=True):
+        assert (mine - theirs).norm() <= (2e-2 if half else 1e-5) * theirs.norm() + 1e-6
 
 
 @pytest.mark.parametrize("make", [convolution_of, normalisation_of])
@@ -563,7 +890,7 @@ def test_any_of_the_inputs_may_be_without_a_gradient(used, make):
 def test_a_bias_alone_is_trained_by_torch_where_a_kernel_has_no_gradients():
     for kernel, rectified in (((1, 7), False), ((5, 5), False), ((3, 3), True)):
         padding = kernel[0] // 2, kernel[1] // 2
-        layer = Convolution(16, 16, kernel, padding, rectified).to(memory_format=INNERMOST)
+        layer = convolution_layer(16, 16, kernel, padding, rectified)
         layer.weight.requires_grad_(False)
         layer(images()).square().sum().backward()
         y = F.conv2d(images(), layer.weight, layer.bias, padding=padding)
@@ -577,29 +904,25 @@ def test_copies_and_pickles_of_layers_compute_the_same():
             assert torch.equal(again(images()), layer(images()))
 
 
-FLAGS = False, False
-MANY = 2**22, 2**22, 1, 1
-WITHOUT_MEMORY = {
-    "winograd": (3, 3, 4, *FLAGS, None, None, None, None, 64, 4, 4, *MANY, *FLAGS),
-    "winograd_weight": (4, False, None, None, None, None, 64, 4, 4, *MANY),
-    "group_norm": (False, *[None] * 7, 1, 4, 2**46, 1, 1e-6, False, 0.0, 0),
-    "group_norm_backward": (False, *[None] * 11, 1, 4, 2**46, 1, False, 0.0, 0),
-}
+MANY = {"c_in": 2**22, "c_out": 2**22, "channels": 2**46}  # a buffer alone exceeds what can be addressed
+FEW = {"batch": 64, "height": 4, "width": 4, "kernel_height": 3, "kernel_width": 3, "tile": 4, "pixels": 4, "groups": 1}
 
 
-@pytest.mark.parametrize("name", WITHOUT_MEMORY)
-def test_without_memory_for_its_buffers_a_kernel_raises_what_torch_does(name):
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+def test_without_memory_for_its_buffers_a_kernel_raises_what_torch_does(kernel):
+    given = {name: None if kind is ctypes.c_void_p else kind().value for name, kind in kernel.fields.items()}
+    given |= {name: value for name, value in (FEW | MANY).items() if name in given}
     with pytest.raises(RuntimeError, match="can't allocate memory"):
         torch.empty(2**46)
     with pytest.raises(
-        RuntimeError, match=f"can't allocate memory: not enough of it is left for the buffers of {name}"
+        RuntimeError, match=f"can't allocate memory: not enough of it is left for the buffers of {kernel.name}"
     ):
-        native.call(name, *WITHOUT_MEMORY[name])  # so many channels that a buffer alone exceeds what can be addressed
+        kernel(**given)
 
 
 def test_the_seed_of_what_is_dropped_is_of_the_global_generator():
-    layer = group_norm.GroupNorm(4, 16, dropout=0.5)
-    x = torch.randn(2, 16, 4, 4).contiguous(memory_format=INNERMOST)
+    layer = Normalisation(4, 16, dropout=0.5)
+    x = torch.randn(2, 16, 4, 4).contiguous(memory_format=LAST)
     torch.manual_seed(3)
     first, second = layer(x), layer(x)
     torch.manual_seed(3)

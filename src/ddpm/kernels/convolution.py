@@ -1,141 +1,294 @@
-"""Convolution by minimal filtering where that is faster."""
+"""Winograd convolution: fewer multiplications than by the definition (Lavin and Gray 2016, arXiv:1509.09308)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 from ddpm.kernels import native
 
 TILES = {(3, 3): (4, 2), (5, 5): (2,), (1, 7): (3,), (7, 1): (3,), (1, 3): (4,), (3, 1): (4,)}
-"""Outputs of a tile along each axis of several taps, best first, for each kernel that there is."""
+"""Outputs of a tile along each axis of several taps, best first, for each size of kernel that there is."""
+TYPES = (torch.float32, torch.bfloat16)
 FEWEST = 32
 """Tiles of the batch, from which on the transforms of the weights pay."""
+SIZES = "batch height width c_in c_out pad_y pad_x"
+CONVOLUTION = native.Kernel(
+    "winograd",
+    "x weight bias y",
+    f"kernel_height kernel_width tile {SIZES}",
+    flags="half_images half_weights transposed rectified",
+)
+WEIGHT_GRADIENT = native.Kernel(
+    "winograd_weight_gradient", "x dy d_weight d_bias", f"tile {SIZES}", flags="half_images"
+)
 
 
 class Convolution(nn.Conv2d):
-    """(B, C_in, H, W) -> (B, C_out, H + 2 p_y - k_y + 1, W + 2 p_x - k_x + 1), padded by zeros.
+    """torch's layer, of stride 1, computed by the kernels on a CPU for channels-last images, if there are enough.
 
-    On a CPU where channels lie innermost, by minimal filtering (Winograd; Lavin and Gray 2016, arXiv:1509.09308): a
-    kernel of 3x3 takes four times fewer multiplications than by the definition, those of 5x5, 1x7, 7x1, 1x3 and 3x1,
-    which are without gradients there, 2.8 to 1.75 times fewer. What is computed is float32 whatever the images are in.
-    A pixel that is not finite makes all outputs of the tiles that read it so.
-
-    Args:
-        c_in: channels of the images.
-        c_out: channels of the result.
-        kernel: its height and width.
-        padding: above and below, left and right.
-        rectified: whether max(y, 0) is returned, without gradients.
+    A kernel of 3x3 takes four times fewer multiplications than by the definition, those of 5x5, 1x7, 7x1, 1x3 and 3x1,
+    which have no gradients, 2.8 to 1.75 times fewer. What is computed is float32 whatever the images are in. A pixel
+    that is not finite makes all outputs of the tiles that read it so.
     """
 
+    rectified = False
+    """Whether max(y, 0) is returned."""
     kernel_size: tuple[int, int]
     padding: tuple[int, int]
 
-    def __init__(
-        self,
-        c_in: int,
-        c_out: int,
-        kernel: tuple[int, int] = (3, 3),
-        padding: tuple[int, int] = (1, 1),
-        rectified: bool = False,
-    ) -> None:
-        super().__init__(c_in, c_out, kernel, padding=padding)
-        self.rectified = rectified
-
     def forward(self, x: Tensor) -> Tensor:
-        side = self._tile(x)
-        if not side:
-            y = super().forward(x)
-            return y.relu_() if self.rectified else y
-        return Winograd.apply(x.to(_dtype(x)), self.weight, self.bias, self.padding, side, self.rectified)
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        tile = self._tile(x, dtype)
+        if tile:
+            return winograd(x.to(dtype), self.weight, self.bias, self.padding, tile, self.rectified)
+        y = super().forward(x)
+        return y.relu_() if self.rectified else y
 
-    def _tile(self, x: Tensor) -> int:
-        """Side of the tiles that pay for images x, 0 if none do, or if torch has to compute it or to refuse it."""
-        weight, bias = self.weight, self.bias
-        if self.in_channels % 16 or self.out_channels % 16 or bias is None or not native.serves(x, weight, bias):
-            return 0
-        square = self.kernel_size == (3, 3)
-        dtype, given = _dtype(x), weight.dtype
-        shapes = x.shape[1], *weight.shape, *bias.shape
-        differentiated = torch.is_grad_enabled() and any(each.requires_grad for each in (x, weight, bias))
-        size = [n + 2 * p - k + 1 for n, p, k in zip(x.shape[2:], self.padding, self.kernel_size, strict=True)]
+    def _tile(self, x: Tensor, dtype: torch.dtype) -> int:
+        """Side of the tiles that pay for images x, computed in dtype; 0 if none do, or if torch has to refuse them."""
         if (
-            shapes != (self.in_channels, self.out_channels, self.in_channels, *self.kernel_size, self.out_channels)
-            or min(size) < 1
-            or not {x.dtype, given} <= {torch.float32, torch.bfloat16}
-            or bias.dtype != given
-            or (x.dtype != given and not torch.is_autocast_enabled("cpu"))
-            or not (given == dtype == torch.float32 or (square and dtype == torch.bfloat16))
-            or (differentiated and (not square or self.rectified))
-            or not weight.is_contiguous(memory_format=torch.channels_last)
-            or not bias.is_contiguous()
+            not (serves(self) and native.channels_last(x))
+            or not fits(x, self.weight, self.bias, self.padding, dtype)
+            or (*self.weight.shape[2:],) != self.kernel_size
+            or (x.dtype != self.weight.dtype and not torch.is_autocast_enabled("cpu"))
         ):
             return 0
-        counts = {side: tiles(self.kernel_size, side, len(x), *size) for side in TILES.get(self.kernel_size, ())}
-        if square and dtype == torch.bfloat16:
+        batch, kernel, size = len(x), self.kernel_size, _size(x, self.weight, self.padding)
+        counts = {side: tiles(kernel, side, batch, *size) for side in TILES[kernel]}
+        if kernel == (3, 3) and dtype == torch.bfloat16:
             del counts[2]  # no faster than torch
-        elif square and 36 * counts[4] > 16 * counts[2]:  # multiplications: images smaller than the larger tiles
+        elif kernel == (3, 3) and 36 * counts[4] > 16 * counts[2]:  # multiplications: images below the larger tiles
             del counts[4]
         return next((side for side, count in counts.items() if count >= FEWEST), 0)
 
 
+class Rectified(Convolution):
+    """max(y, 0) of a convolution."""
+
+    rectified = True
+
+
+def serves(layer: nn.Conv2d) -> bool:
+    """Whether `Convolution` may take the place of a layer."""
+    return (
+        layer.kernel_size in TILES
+        and layer.stride == layer.dilation == (1, 1)
+        and layer.groups == 1
+        and layer.padding_mode == "zeros"
+        and not isinstance(layer.padding, str)
+        and layer.in_channels % 16 == layer.out_channels % 16 == 0
+        and layer.bias is not None
+    )
+
+
 def tiles(kernel: tuple[int, int], side: int, batch: int, height: int, width: int) -> int:
     """Number of those that cover a batch of results."""
-    rows, columns = (-(-size // (side if taps > 1 else 1)) for size, taps in zip((height, width), kernel, strict=True))
-    return batch * rows * columns
+    rows = height if kernel[0] == 1 else -(-height // side)
+    return batch * rows * (width if kernel[1] == 1 else -(-width // side))
 
 
-def _dtype(x: Tensor) -> torch.dtype:
-    """In what a convolution of x computes."""
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+def fits(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int], dtype: torch.dtype) -> bool:
+    """Whether the kernels can convolve images x in this type."""
+    if bias is None or x.dim() != 4 or weight.dim() != 4 or not native.on_cpu(x, weight, bias):
+        return False
+    (batch, channels, height, width), (c_out, c_in, *kernel) = x.shape, weight.shape
+    given = weight.dtype
+    return (
+        (int(kernel[0]), int(kernel[1])) in TILES  # numbers, also where they are symbols of a trace
+        and channels == c_in
+        and c_in % 16 == c_out % 16 == 0
+        and bias.shape == (c_out,)
+        and min(batch, height, width) > 0
+        and height + 2 * padding[0] >= kernel[0]
+        and width + 2 * padding[1] >= kernel[1]
+        and x.dtype in TYPES
+        and bias.dtype == given
+        and (dtype == given == torch.float32 or (kernel == [3, 3] and given in TYPES and dtype in TYPES))
+    )
 
 
-class Winograd(torch.autograd.Function):
-    """The convolution by the kernels: images in float32 or bfloat16, and weights in either."""
+def _size(x: Tensor, weight: Tensor, padding: Sequence[int]) -> list[int]:
+    """Height and width of the results."""
+    (_, _, height, width), (_, _, rows, columns) = x.shape, weight.shape
+    return [height + 2 * padding[0] - rows + 1, width + 2 * padding[1] - columns + 1]
+
+
+def _images(x: Tensor, channels: int, size: Sequence[int]) -> Tensor:
+    """Memory for channels-last images."""
+    return x.new_empty(len(x), *size, channels).permute(0, 3, 1, 2)
+
+
+def _outputs(x: Tensor, weight: Tensor, bias: Tensor, padding: list[int], tile: int, rectified: bool) -> Tensor:
+    native.require(fits(x, weight, bias, padding, x.dtype), "winograd", x, weight, bias)
+    return _images(x, len(weight), _size(x, weight, padding))
+
+
+def _of_images(dy: Tensor, weight: Tensor, padding: list[int], tile: int) -> Tensor:
+    over = _over(weight, padding)
+    fit = fits(dy, weight.transpose(0, 1), weight[0, :, 0, 0], over, dy.dtype)
+    native.require(fit, "winograd_image_gradient", dy, weight)
+    return _images(dy, weight.shape[1], _size(dy, weight, over))
+
+
+def _of_weights(x: Tensor, dy: Tensor, padding: list[int], tile: int) -> tuple[Tensor, Tensor]:
+    fit = x.dim() == dy.dim() == 4 and native.on_cpu(x, dy) and x.dtype == dy.dtype and x.dtype in TYPES
+    batch, c_in, height, width = x.shape if fit else [0] * 4
+    c_out = dy.shape[1] if fit else 0
+    fit = fit and min(*x.shape, *dy.shape) > 0 and c_in % 16 == c_out % 16 == 0
+    fit = fit and dy.shape == (batch, c_out, height + 2 * padding[0] - 2, width + 2 * padding[1] - 2)
+    native.require(fit, "winograd_weight_gradient", x, dy)
+    d_weight = x.new_empty(c_out, 3, 3, c_in, dtype=torch.float32).permute(0, 3, 1, 2)
+    return d_weight, d_weight.new_empty(c_out)
+
+
+def _over(weight: Tensor, padding: Sequence[int]) -> list[int]:
+    """The padding of the convolution that leads back."""
+    return [taps - 1 - p for taps, p in zip(weight.shape[2:], padding, strict=True)]
+
+
+def _winograd(x: Tensor, weight: Tensor, bias: Tensor, padding: list[int], tile: int, rectified: bool) -> Tensor:
+    y = _outputs(x, weight, bias, padding, tile, rectified)
+    _convolve(x, weight, bias.contiguous(), y, padding, tile, rectified)
+    return y
+
+
+def _image_gradient(dy: Tensor, weight: Tensor, padding: list[int], tile: int) -> Tensor:
+    dx = _of_images(dy, weight, padding, tile)
+    _convolve(dy, weight, None, dx, _over(weight, padding), tile, False)
+    return dx
+
+
+def _convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, padding: list[int], tile: int, rectified: bool
+) -> None:
+    """The convolution of images, or, without a bias, its transpose, of their gradients."""
+    CONVOLUTION(
+        x=x.contiguous(memory_format=torch.channels_last),
+        weight=weight.contiguous(memory_format=torch.channels_last),
+        bias=bias,
+        y=y,
+        kernel_height=weight.shape[2],
+        kernel_width=weight.shape[3],
+        tile=tile,
+        batch=len(y),
+        height=y.shape[2],
+        width=y.shape[3],
+        c_in=weight.shape[1],
+        c_out=weight.shape[0],
+        pad_y=padding[0],
+        pad_x=padding[1],
+        half_images=x.dtype == torch.bfloat16,
+        half_weights=weight.dtype == torch.bfloat16,
+        transposed=bias is None,
+        rectified=rectified,
+    )
+
+
+def _weight_gradient(x: Tensor, dy: Tensor, padding: list[int], tile: int) -> tuple[Tensor, Tensor]:
+    d_weight, d_bias = _of_weights(x, dy, padding, tile)
+    WEIGHT_GRADIENT(
+        x=x.contiguous(memory_format=torch.channels_last),
+        dy=dy.contiguous(memory_format=torch.channels_last),
+        d_weight=d_weight,
+        d_bias=d_bias,
+        tile=tile,
+        batch=len(dy),
+        height=dy.shape[2],
+        width=dy.shape[3],
+        c_in=x.shape[1],
+        c_out=dy.shape[1],
+        pad_y=padding[0],
+        pad_x=padding[1],
+        half_images=x.dtype == torch.bfloat16,
+    )
+    return d_weight, d_bias
+
+
+def _convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int], transposed: bool = False
+) -> Tensor:
+    """By torch, in float32; `torch.convolution` is the one that autocast leaves alone."""
+    bias = None if bias is None else bias.float()
+    return torch.convolution(x.float(), weight.float(), bias, [1, 1], padding, [1, 1], transposed, [0, 0], 1)
+
+
+def _by_torch(x: Tensor, weight: Tensor, bias: Tensor, padding: list[int], tile: int, rectified: bool) -> Tensor:
+    y = _convolution(x, weight, bias, padding).to(x.dtype)
+    return y.relu() if rectified else y
+
+
+def _image_gradient_by_torch(dy: Tensor, weight: Tensor, padding: list[int], tile: int) -> Tensor:
+    return _convolution(dy, weight, None, padding, transposed=True).to(dy.dtype)
+
+
+def _weight_gradient_by_torch(x: Tensor, dy: Tensor, padding: list[int], tile: int) -> tuple[Tensor, Tensor]:
+    d_weight = _convolution(x.transpose(0, 1), dy.transpose(0, 1), None, padding).transpose(0, 1)
+    return d_weight, dy.float().sum((0, 2, 3))
+
+
+def _differentiable(x: Tensor, weight: Tensor, bias: Tensor, padding: list[int], tile: int, rectified: bool) -> Tensor:
+    if rectified or weight.shape[2:] != (3, 3):
+        return _by_torch(x, weight, bias, padding, tile, rectified)
+    return Differentiable.apply(x, weight, bias, padding, tile)
+
+
+class Differentiable(torch.autograd.Function):
+    """The operator with its gradient, for kernels of 3x3."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, padding: tuple[int, int], side: int, rectified: bool = False
-    ) -> Tensor:
-        ctx.save_for_backward(x, weight, bias)
-        ctx.settings = padding, side
-        return _images(x, weight, bias, padding, side, rectified)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, padding: list[int], tile: int) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.settings = padding, tile
+        with torch._C._AutoDispatchBelowAutograd():
+            return winograd(x, weight, bias, padding, tile, False)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        inputs = x, weight, _ = ctx.saved_tensors
-        padding, side = ctx.settings
-        if native.left_to_torch(dy):
-
-            def convolution(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-                return F.conv2d(x.float(), weight.float(), bias.float(), padding=padding).to(x.dtype)
-
-            return *native.gradients(convolution, inputs, ctx.needs_input_grad[:3], dy), None, None, None
-        dy = dy.to(x.dtype).contiguous(memory_format=torch.channels_last)
-        c_out, c_in, *kernel = weight.shape
-        over = tuple(taps - 1 - p for taps, p in zip(kernel, padding, strict=True))
-        dx = _images(dy, weight, None, over, side) if ctx.needs_input_grad[0] else None
-        if not any(ctx.needs_input_grad[1:]):
-            return dx, *[None] * 5
-        d_weight = torch.empty_like(weight, dtype=torch.float32)
-        d_bias = d_weight.new_empty(len(weight))
-        batch, _, height, width = dy.shape
-        sizes = batch, height, width, c_in, c_out, *padding
-        native.call("winograd_weight", side, x.dtype == torch.bfloat16, x, dy, d_weight, d_bias, *sizes)
-        return dx, d_weight, d_bias, None, None, None
+        x, weight = ctx.saved_tensors
+        dy = dy.to(x.dtype)
+        dx = winograd_image_gradient(dy, weight, *ctx.settings) if ctx.needs_input_grad[0] else None
+        needed = any(ctx.needs_input_grad[1:])
+        d_weight, d_bias = winograd_weight_gradient(x, dy, *ctx.settings) if needed else (None, None)
+        return dx, d_weight, d_bias, None, None
 
 
-def _images(
-    x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, ...], side: int, rectified: bool = False
-) -> Tensor:
-    """The convolution of images, or, without a bias, its transpose, of their gradients."""
-    transposed = bias is None
-    c_out, c_in, *kernel = weight.shape
-    height, width = (n + 2 * p - taps + 1 for n, p, taps in zip(x.shape[2:], padding, kernel, strict=True))
-    y = x.new_empty(len(x), height, width, c_in if transposed else c_out).permute(0, 3, 1, 2)
-    half = x.dtype == torch.bfloat16, weight.dtype == torch.bfloat16
-    sizes = len(x), height, width, c_in, c_out, *padding
-    native.call("winograd", *kernel, side, *half, x, weight, bias, y, *sizes, transposed, rectified)
-    return y
+winograd = native.operator(
+    "winograd(Tensor x, Tensor weight, Tensor bias, int[] padding, int tile, bool rectified) -> Tensor",
+    _winograd,
+    _outputs,
+    _by_torch,
+    _differentiable,
+)
+winograd_image_gradient = native.operator(
+    "winograd_image_gradient(Tensor dy, Tensor weight, int[] padding, int tile) -> Tensor",
+    _image_gradient,
+    _of_images,
+    _image_gradient_by_torch,
+)
+winograd_weight_gradient = native.operator(
+    "winograd_weight_gradient(Tensor x, Tensor dy, int[] padding, int tile) -> (Tensor, Tensor)",
+    _weight_gradient,
+    _of_weights,
+    _weight_gradient_by_torch,
+)
+
+
+# Operations are counted by the definition, as torch counts those of its own convolutions.
+
+
+@register_flop_formula(torch.ops.ddpm.winograd)
+def _operations(x: list[int], weight: list[int], *_: Any, out_shape: list[int], **__: Any) -> int:
+    return conv_flop_count(x, weight, out_shape)
+
+
+@register_flop_formula(torch.ops.ddpm.winograd_image_gradient)
+def _operations_of_images(dy: list[int], weight: list[int], *_: Any, out_shape: list[int], **__: Any) -> int:
+    return conv_flop_count(dy, weight, out_shape, transposed=True)
+
+
+@register_flop_formula(torch.ops.ddpm.winograd_weight_gradient)
+def _operations_of_weights(x: list[int], dy: list[int], *_: Any, out_shape: list[list[int]], **__: Any) -> int:
+    return conv_flop_count(x, out_shape[0], dy)

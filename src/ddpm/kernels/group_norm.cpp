@@ -1,19 +1,19 @@
-// Group normalisation of images whose channels lie innermost, with what surrounds it in a residual block:
+// Group normalisation of channels-last images, with its neighbours in a residual block:
 //
 //     z = (x + shift - mean) / std * weight + bias        mean and std over the pixels and channels of a group
 //     y = dropout(silu(z)), or z
 //
 // x, y: (batch, pixels, channels) in float32 or bfloat16; shift, sums over pixels: (batch, channels) in float32.
-// A thread takes whole images, so that what the first pass reads the second finds in the cache. Memory is had before the
-// team starts, in which an error could not be raised.
+// A thread takes whole images, so that the second pass finds in the cache what the first has read. Memory is allocated
+// before the threads start, because an error could not be raised within them.
+
+#include <omp.h>
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <memory>
 #include <new>
-
-#include <omp.h>
 
 namespace {
 
@@ -102,6 +102,7 @@ struct Sizes {
 template <bool silu, bool drop, class T>
 void forward(const T* x, const float* shift, const float* weight, const float* bias, T* y, float* mean, float* rstd,
              Sizes n, double eps, Dropout dropout) {
+    const double pixels = double(n.pixels);
     const int64_t size = n.pixels * n.channels, width = n.channels / n.groups;
     const int64_t threads = omp_get_max_threads();
     const Room<float> work(threads, 3 * n.channels);
@@ -133,26 +134,26 @@ void forward(const T* x, const float* shift, const float* weight, const float* b
         for (int64_t g = 0; g < n.groups; g++) {
             double total = 0, squares = 0;
             for (int64_t c = g * width; c < (g + 1) * width; c++) {
-                sums[c] /= n.pixels;
-                sums[n.channels + c] -= n.pixels * sums[c] * sums[c];
+                sums[c] /= pixels;
+                sums[n.channels + c] -= pixels * sums[c] * sums[c];
                 sums[c] += double(first[c]) + (shift ? shift[b * n.channels + c] : 0.f);
                 total += sums[c];
             }
-            const double mu = total / width;
+            const double mu = total / double(width);
             for (int64_t c = g * width; c < (g + 1) * width; c++)
-                squares += sums[n.channels + c] + n.pixels * (sums[c] - mu) * (sums[c] - mu);
-            const double r = 1 / std::sqrt(squares / (n.pixels * width) + eps);
-            mean[b * n.groups + g] = mu;
-            rstd[b * n.groups + g] = r;
+                squares += sums[n.channels + c] + pixels * (sums[c] - mu) * (sums[c] - mu);
+            const double r = 1 / std::sqrt(squares / double(n.pixels * width) + eps);
+            mean[b * n.groups + g] = float(mu);
+            rstd[b * n.groups + g] = float(r);
             for (int64_t c = g * width; c < (g + 1) * width; c++) {
-                scale[c] = r * weight[c];
-                offset[c] = ((shift ? shift[b * n.channels + c] : 0.f) - mu) * r * weight[c] + bias[c];
+                scale[c] = float(r * weight[c]);
+                offset[c] = float(((shift ? shift[b * n.channels + c] : 0.f) - mu) * r * weight[c] + bias[c]);
             }
         }
         for (int64_t p = 0; p < n.pixels; p++) {
             const T* row = in + p * n.channels;
             T* to = out + p * n.channels;
-            const uint32_t element = b * size + p * n.channels;
+            const uint32_t element = uint32_t(b * size + p * n.channels);
 #pragma omp simd
             for (int64_t c = 0; c < n.channels; c++) {
                 float z = read(row[c]) * scale[c] + offset[c];
@@ -164,7 +165,7 @@ void forward(const T* x, const float* shift, const float* weight, const float* b
     }
 }
 
-// d_shift, d_weight and d_bias are of every image; the last two are yet to be summed over the batch.
+// d_shift, d_weight and d_bias are of every image; the caller sums the last two over the batch.
 template <bool silu, bool drop, class T>
 void backward(const T* x, const T* dy, const float* shift, const float* weight, const float* bias, const float* mean,
               const float* rstd, T* dx, float* d_shift, float* d_weight, float* d_bias, Sizes n, Dropout dropout) {
@@ -190,7 +191,7 @@ void backward(const T* x, const T* dy, const float* shift, const float* weight, 
             for (int64_t p = 0; p < n.pixels; p++) {
                 const T *row = in + p * n.channels, *d_row = from + p * n.channels;
                 float* to = dz + p * n.channels;
-                const uint32_t element = b * size + p * n.channels;
+                const uint32_t element = uint32_t(b * size + p * n.channels);
 #pragma omp simd
                 for (int64_t c = 0; c < n.channels; c++) {
                     const float x_hat = read(row[c]) * scale[c] + offset[c];
@@ -211,8 +212,8 @@ void backward(const T* x, const T* dy, const float* shift, const float* weight, 
                     m_1 += double(weight[c]) * sum[c];
                     m_2 += double(weight[c]) * product[c];
                 }
-                const double count = n.pixels * width;
-                const float r = rstd[b * n.groups + g], a = m_1 / count, k = m_2 / count;
+                const double count = double(n.pixels * width);
+                const float r = rstd[b * n.groups + g], a = float(m_1 / count), k = float(m_2 / count);
                 for (int64_t c = g * width; c < (g + 1) * width; c++) {
                     d_bias[b * n.channels + c] = sum[c];
                     d_weight[b * n.channels + c] = product[c];
@@ -234,31 +235,64 @@ void backward(const T* x, const T* dy, const float* shift, const float* weight, 
                     write(to[c], d);
                 }
             }
-            if (shift)
-                for (int64_t c = 0; c < n.channels; c++) d_shift[b * n.channels + c] = sum[c];
+            for (int64_t c = 0; c < n.channels; c++) d_shift[b * n.channels + c] = sum[c];
         }
     }
 }
 
+Dropout dropout_of(double probability, const int64_t* seed) {
+    const uint64_t bits = seed ? uint64_t(*seed) : 0;
+    return {uint32_t(probability * 4294967296.0), float(1 / (1 - probability)), uint32_t(bits), uint32_t(bits >> 32)};
+}
+
+}  // namespace
+
+extern "C" {
+
+// The arguments of a kernel, in the order of its declaration in Python.
+struct GroupNorm {
+    const void* x;
+    const float *shift, *weight, *bias;
+    void* y;
+    float* moments;  // means, then reciprocal deviations
+    const int64_t* seed;
+    int64_t batch, pixels, channels, groups;
+    double eps, dropout;
+    bool half, silu;
+};
+
+struct GroupNormBackward {
+    const void *x, *dy;
+    const float *shift, *weight, *bias, *moments;
+    void* dx;
+    float* sums;  // of every image: d_shift, d_weight, d_bias
+    const int64_t* seed;
+    int64_t batch, pixels, channels, groups;
+    double dropout;
+    bool half, silu;
+};
+}
+
+namespace {
+
 template <class T>
-void forward_of(const T* x, const float* shift, const float* weight, const float* bias, T* y, float* mean, float* rstd,
-                Sizes n, double eps, bool silu, bool drop, Dropout dropout) {
-    auto run = silu ? (drop ? forward<true, true, T> : forward<true, false, T>)
-                    : (drop ? forward<false, true, T> : forward<false, false, T>);
-    run(x, shift, weight, bias, y, mean, rstd, n, eps, dropout);
+void forward_of(const GroupNorm& a) {
+    const bool drop = a.dropout > 0;
+    auto run = a.silu ? (drop ? forward<true, true, T> : forward<true, false, T>)
+                      : (drop ? forward<false, true, T> : forward<false, false, T>);
+    run((const T*)a.x, a.shift, a.weight, a.bias, (T*)a.y, a.moments, a.moments + a.batch * a.groups,
+        {a.batch, a.pixels, a.channels, a.groups}, a.eps, dropout_of(a.dropout, a.seed));
 }
 
 template <class T>
-void backward_of(const T* x, const T* dy, const float* shift, const float* weight, const float* bias, const float* mean,
-                 const float* rstd, T* dx, float* d_shift, float* d_weight, float* d_bias, Sizes n, bool silu,
-                 bool drop, Dropout dropout) {
-    auto run = silu ? (drop ? backward<true, true, T> : backward<true, false, T>)
-                    : (drop ? backward<false, true, T> : backward<false, false, T>);
-    run(x, dy, shift, weight, bias, mean, rstd, dx, d_shift, d_weight, d_bias, n, dropout);
-}
-
-Dropout dropout_of(double probability, uint64_t seed) {
-    return {uint32_t(probability * 4294967296.0), float(1 / (1 - probability)), uint32_t(seed), uint32_t(seed >> 32)};
+void backward_of(const GroupNormBackward& a) {
+    const bool drop = a.dropout > 0;
+    const int64_t size = a.batch * a.channels;
+    auto run = a.silu ? (drop ? backward<true, true, T> : backward<true, false, T>)
+                      : (drop ? backward<false, true, T> : backward<false, false, T>);
+    run((const T*)a.x, (const T*)a.dy, a.shift, a.weight, a.bias, a.moments, a.moments + a.batch * a.groups, (T*)a.dx,
+        a.sums, a.sums + size, a.sums + 2 * size, {a.batch, a.pixels, a.channels, a.groups},
+        dropout_of(a.dropout, a.seed));
 }
 
 }  // namespace
@@ -267,34 +301,15 @@ extern "C" {
 
 // Each returns 0, or 1 if there is no memory for its buffers.
 
-int group_norm(bool half, const void* x, const float* shift, const float* weight, const float* bias, void* y,
-               float* mean, float* rstd, int64_t batch, int64_t pixels, int64_t channels, int64_t groups, double eps,
-               bool silu, double probability, uint64_t seed) try {
-    const Sizes n{batch, pixels, channels, groups};
-    const Dropout dropout = dropout_of(probability, seed);
-    const bool drop = probability > 0;
-    if (half)
-        forward_of((const bfloat16*)x, shift, weight, bias, (bfloat16*)y, mean, rstd, n, eps, silu, drop, dropout);
-    else
-        forward_of((const float*)x, shift, weight, bias, (float*)y, mean, rstd, n, eps, silu, drop, dropout);
+int group_norm(const GroupNorm* a) try {
+    a->half ? forward_of<bfloat16>(*a) : forward_of<float>(*a);
     return 0;
 } catch (const std::bad_alloc&) {
     return 1;
 }
 
-int group_norm_backward(bool half, const void* x, const void* dy, const float* shift, const float* weight,
-                        const float* bias, const float* mean, const float* rstd, void* dx, float* d_shift,
-                        float* d_weight, float* d_bias, int64_t batch, int64_t pixels, int64_t channels,
-                        int64_t groups, bool silu, double probability, uint64_t seed) try {
-    const Sizes n{batch, pixels, channels, groups};
-    const Dropout dropout = dropout_of(probability, seed);
-    const bool drop = probability > 0;
-    if (half)
-        backward_of((const bfloat16*)x, (const bfloat16*)dy, shift, weight, bias, mean, rstd, (bfloat16*)dx, d_shift,
-                    d_weight, d_bias, n, silu, drop, dropout);
-    else
-        backward_of((const float*)x, (const float*)dy, shift, weight, bias, mean, rstd, (float*)dx, d_shift, d_weight,
-                    d_bias, n, silu, drop, dropout);
+int group_norm_backward(const GroupNormBackward* a) try {
+    a->half ? backward_of<bfloat16>(*a) : backward_of<float>(*a);
     return 0;
 } catch (const std::bad_alloc&) {
     return 1;

@@ -1,6 +1,6 @@
-"""Group normalisation with what surrounds it in a residual block."""
+"""Group normalisation with its neighbours in a residual block."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -8,125 +8,221 @@ from torch import Tensor, nn
 
 from ddpm.kernels import native
 
+FORWARD = native.Kernel(
+    "group_norm", "x shift weight bias y moments seed", "batch pixels channels groups", "eps dropout", "half silu"
+)
+BACKWARD = native.Kernel(
+    "group_norm_backward",
+    "x dy shift weight bias moments dx sums seed",
+    "batch pixels channels groups",
+    "dropout",
+    "half silu",
+)
+MASK = 2**32 - 1
 
-class GroupNorm(nn.GroupNorm):
-    """dropout(silu(normalise(x + shift))): (B, C, H, W), (B, C) -> (B, C, H, W).
 
-    torch's own normalisation is slow on a CPU where channels lie innermost, the layout that convolutions like best;
-    there all of this is one kernel.
+class Settings(NamedTuple):
+    """What the operators are given besides tensors of numbers.
 
     Args:
         groups: divides the channels.
-        channels: C.
+        eps: added to the variances.
         silu: whether the nonlinearity follows.
-        dropout: probability, in [0, 1); in training only.
+        dropout: probability, in [0, 1).
+        seed: of what is dropped, below 2^62; None if there is no dropout. No mask is kept for the gradient.
     """
 
-    def __init__(self, groups: int, channels: int, silu: bool = True, dropout: float = 0.0) -> None:
-        super().__init__(groups, channels, eps=1e-6)
-        self.silu = silu
-        self.dropout = dropout
-
-    def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
-        """The kernel returns the type of x, also where a shift in float32 would make torch return that."""
-        dropout = self.dropout if self.training else 0.0
-        if self._by_kernel(x, shift, dropout):
-            shift = None if shift is None else shift.float().contiguous()
-            return Fused.apply(x, shift, self.weight, self.bias, self.num_groups, self.eps, self.silu, dropout)
-        y = normalised(x, shift, self.weight, self.bias, self.num_groups, self.eps, self.silu)
-        return F.dropout(y, self.dropout, self.training)
-
-    def _by_kernel(self, x: Tensor, shift: Tensor | None, dropout: float) -> bool:
-        """Whether the kernel computes it; else torch does, or refuses to."""
-        given = () if shift is None else (shift,)
-        return (
-            native.serves(x, self.weight, self.bias, *given)
-            and x.dtype in (torch.float32, torch.bfloat16)
-            and x.shape[1] == self.num_channels
-            and all(
-                each.dtype == torch.float32 and each.shape == (self.num_channels,) and each.is_contiguous()
-                for each in (self.weight, self.bias)
-            )
-            and all(each.shape == x.shape[:2] and each.dtype in (torch.float32, torch.bfloat16) for each in given)
-            and 0 <= dropout < 1
-        )
+    groups: int
+    eps: float
+    silu: bool
+    dropout: float
+    seed: Tensor | None
 
 
-def normalised(
-    x: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
-) -> Tensor:
-    """silu(normalise(x + shift)), or without the nonlinearity, by torch."""
-    h = F.group_norm(x if shift is None else x + shift[:, :, None, None], groups, weight, bias, eps)
-    return F.silu(h) if silu else h
+class GroupNorm(nn.GroupNorm):
+    """torch's layer, computed by the kernel on a CPU for channels-last images."""
+
+    def forward(self, x: Tensor, shift: Tensor | None = None, silu: bool = False, dropout: float = 0.0) -> Tensor:
+        """dropout(silu(normalise(x + shift))): (B, C, H, W), (B, C) -> (B, C, H, W).
+
+        The kernel returns the type of x, also where a shift in float32 would make torch return that.
+        """
+        if native.channels_last(x) and fits(x, shift, self.weight, self.bias, self.num_groups, dropout):
+            seed = torch.randint(2**62, (), device="cpu") if dropout else None
+            settings = Settings(self.num_groups, self.eps, silu, dropout, seed)
+            return group_norm(x, shift, self.weight, self.bias, *settings)[0]
+        h = super().forward(x if shift is None else x + shift[:, :, None, None])
+        return F.dropout(F.silu(h) if silu else h, dropout)
 
 
-class Fused(torch.autograd.Function):
-    """GroupNorm by the kernel, of a shift in float32.
-
-    What is dropped is a function of a seed, so that no mask is kept for the gradient.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        shift: Tensor | None,
-        weight: Tensor,
-        bias: Tensor,
-        groups: int,
-        eps: float,
-        silu: bool,
-        dropout: float,
-    ) -> Tensor:
-        seed = int(torch.randint(2**62, ())) if dropout else 0
-        y, moments = _forward(x, shift, weight, bias, groups, eps, silu, dropout, seed)
-        ctx.save_for_backward(x, shift, weight, bias, moments)
-        ctx.settings = groups, eps, silu, dropout, seed
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        *inputs, moments = ctx.saved_tensors
-        x, shift, weight, bias = inputs
-        groups, eps, silu, dropout, seed = ctx.settings
-        if native.left_to_torch(dy):
-            zeros, ones = torch.zeros_like(x, dtype=torch.float32), torch.ones_like(bias)
-            kept, _ = _forward(zeros, None, torch.zeros_like(weight), ones, groups, eps, False, dropout, seed)
-
-            def operation(x: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
-                return (normalised(x.float(), shift, weight, bias, groups, eps, silu) * kept).to(x.dtype)
-
-            return *native.gradients(operation, inputs, ctx.needs_input_grad[:4], dy), None, None, None, None
-        dy = dy.to(x.dtype).contiguous(memory_format=torch.channels_last)
-        dx = torch.empty_like(x)
-        sums = x.new_empty(3, len(x), x.shape[1], dtype=torch.float32)
-        half = x.dtype == torch.bfloat16
-        settings = *_sizes(x), groups, silu, float(dropout), seed
-        native.call("group_norm_backward", half, x, dy, shift, weight, bias, *moments, dx, *sums, *settings)
-        d_weight, d_bias = sums[1:].sum(1)
-        return dx, None if shift is None else sums[0], d_weight, d_bias, None, None, None, None
+def fits(
+    x: Tensor, shift: Tensor | None, weight: Tensor | None, bias: Tensor | None, groups: int, dropout: float
+) -> bool:
+    """Whether the kernels can compute it."""
+    if weight is None or bias is None or not native.on_cpu(x, weight, bias, *([] if shift is None else [shift])):
+        return False
+    return (
+        x.dim() == 4
+        and x.numel() > 0
+        and x.dtype in (torch.float32, torch.bfloat16)
+        and weight.shape == bias.shape == x.shape[1:2]
+        and weight.dtype == bias.dtype == torch.float32
+        and (shift is None or (shift.shape == x.shape[:2] and shift.dtype in (torch.float32, torch.bfloat16)))
+        and groups > 0
+        and x.shape[1] % groups == 0
+        and 0 <= dropout < 1
+    )
 
 
-def _forward(
-    x: Tensor,
-    shift: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    groups: int,
-    eps: float,
-    silu: bool,
-    dropout: float,
-    seed: int,
+def _outputs(
+    x: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool, *rest: Any
 ) -> tuple[Tensor, Tensor]:
-    """The result, and mean and reciprocal deviation of the groups, (2, B, groups)."""
-    half = x.dtype == torch.bfloat16
-    y = torch.empty_like(x)
-    moments = x.new_empty(2, len(x), groups, dtype=torch.float32)
-    settings = *_sizes(x), groups, eps, silu, float(dropout), seed
-    native.call("group_norm", half, x, shift, weight, bias, y, *moments, *settings)
+    """For the result, and for mean and reciprocal deviation of the groups, (2, B, groups)."""
+    native.require(fits(x, shift, weight, bias, groups, rest[0]), "group_norm", x, shift, weight, bias)
+    y = torch.empty_like(x, memory_format=torch.channels_last)
+    return y, x.new_empty(2, len(x), groups, dtype=torch.float32)
+
+
+def _gradients(
+    dy: Tensor, x: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, moments: Tensor, groups: int, *rest: Any
+) -> tuple[Tensor, Tensor]:
+    """For the gradient of x, and for those of shift, weight and bias by every image, (3, B, C)."""
+    fit = fits(x, shift, weight, bias, groups, rest[2]) and native.on_cpu(dy, moments)
+    fit = fit and (dy.shape, dy.dtype, moments.dtype) == (x.shape, x.dtype, torch.float32)
+    fit = fit and moments.shape == (2, len(x), groups)
+    native.require(fit, "group_norm_backward", dy, x, shift, weight, bias, moments)
+    dx = torch.empty_like(x, memory_format=torch.channels_last)
+    return dx, x.new_empty(3, *x.shape[:2], dtype=torch.float32)
+
+
+def _forward(x: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+    y, moments = _outputs(x, shift, weight, bias, *settings)
+    given = Settings(*settings)
+    FORWARD(**_arguments(x, shift, weight, bias, given), y=y, moments=moments, eps=given.eps)
     return y, moments
 
 
-def _sizes(x: Tensor) -> tuple[int, int, int]:
+def _backward(
+    dy: Tensor, x: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, moments: Tensor, *settings: Any
+) -> tuple[Tensor, Tensor]:
+    dx, sums = _gradients(dy, x, shift, weight, bias, moments, *settings)
+    dy, moments = dy.contiguous(memory_format=torch.channels_last), moments.contiguous()
+    BACKWARD(**_arguments(x, shift, weight, bias, Settings(*settings)), dy=dy, moments=moments, dx=dx, sums=sums)
+    return dx, sums
+
+
+def _arguments(x: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, settings: Settings) -> dict[str, Any]:
+    """Those which both kernels take."""
+    seed = settings.seed
+    if settings.dropout and (seed is None or seed.dtype != torch.int64 or seed.numel() != 1 or not native.on_cpu(seed)):
+        raise RuntimeError("dropout needs a seed, an integer of 64 bits on the CPU")
+    return {
+        "x": x.contiguous(memory_format=torch.channels_last),
+        "shift": None if shift is None else shift.float().contiguous(),
+        "weight": weight.contiguous(),
+        "bias": bias.contiguous(),
+        "batch": len(x),
+        "pixels": x.shape[2] * x.shape[3],
+        "channels": x.shape[1],
+        "groups": settings.groups,
+        "half": x.dtype == torch.bfloat16,
+        "silu": settings.silu,
+        "dropout": settings.dropout,
+        "seed": seed,
+    }
+
+
+def _forward_by_torch(
+    x: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, *settings: Any
+) -> tuple[Tensor, Tensor]:
+    given = Settings(*settings)
+    x_hat, mean, rstd = _standardised(x, shift, given)
+    z = x_hat * weight[:, None, None] + bias[:, None, None]
+    y = F.silu(z) if given.silu else z
+    y = y * kept(x, given.dropout, given.seed) if given.seed is not None else y
+    return y.to(x.dtype), torch.stack([mean.flatten(1), rstd.flatten(1)])
+
+
+def _backward_by_torch(
+    dy: Tensor, x: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, moments: Tensor, *settings: Any
+) -> tuple[Tensor, Tensor]:
+    """Mean and deviation are functions of x here, which the moments are not."""
+    given = Settings(*settings)
+    x_hat, _, rstd = _standardised(x, shift, given)
+    dz = dy.float() * kept(x, given.dropout, given.seed) if given.seed is not None else dy.float()
+    if given.silu:
+        z = x_hat * weight[:, None, None] + bias[:, None, None]
+        s = z.sigmoid()
+        dz = dz * (s * (1 + z * (1 - s)))
+    slope, along = (_groups(each * weight[:, None, None], given.groups) for each in (dz, dz * x_hat))
+    by_x_hat = slope - slope.mean((2, 3), True) - _groups(x_hat, given.groups) * along.mean((2, 3), True)
+    dx = (rstd * by_x_hat).reshape(x.shape)
+    return dx.to(x.dtype), torch.stack([each.sum((2, 3)) for each in (dx, dz * x_hat, dz)])
+
+
+def _standardised(x: Tensor, shift: Tensor | None, settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
+    """x + shift of mean 0 and variance 1, and mean and reciprocal deviation of the groups, (B, groups, 1, 1)."""
+    h = _groups(x.float() if shift is None else x.float() + shift[:, :, None, None], settings.groups)
+    mean = h.mean((2, 3), True)
+    rstd = (h.var((2, 3), correction=0, keepdim=True) + settings.eps).rsqrt()
+    return ((h - mean) * rstd).reshape(x.shape), mean, rstd
+
+
+def _groups(x: Tensor, groups: int) -> Tensor:
+    """(B, C, H, W) -> (B, groups, C / groups, H W)."""
     batch, channels, height, width = x.shape
-    return batch, height * width, channels
+    return x.reshape(batch, groups, channels // groups, height * width)
+
+
+def kept(x: Tensor, dropout: float, seed: Tensor) -> Tensor:
+    """What dropout multiplies the elements of x by: 0 or 1 / (1 - dropout), as `Dropout` of group_norm.cpp draws it."""
+
+    def mixed(h: Tensor) -> Tensor:
+        h = (h ^ (h >> 16)) * 0x7FEB352D & MASK
+        h = (h ^ (h >> 15)) * 0x846CA68B & MASK
+        return h ^ (h >> 16)
+
+    batch, channels, height, width = x.shape
+    element = torch.arange(batch * height * width * channels, device=x.device)
+    element = element.view(batch, height, width, channels).permute(0, 3, 1, 2)
+    h = mixed(mixed(element + seed & MASK) + (seed >> 32) & MASK)
+    return (h >= int(dropout * 2**32)).float() * (1 / (1 - dropout))
+
+
+class Differentiable(torch.autograd.Function):
+    """The operator with its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+        with torch._C._AutoDispatchBelowAutograd():
+            y, moments = group_norm(*arguments)
+        x, shift, weight, bias, *settings = arguments
+        *settings, seed = settings
+        ctx.save_for_backward(x, shift, weight, bias, moments, seed)
+        ctx.mark_non_differentiable(moments)
+        ctx.settings = settings
+        return y, moments
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        *inputs, seed = ctx.saved_tensors
+        dx, sums = group_norm_backward(dy.to(inputs[0].dtype), *inputs, *ctx.settings, seed)
+        d_shift = sums[0] if ctx.needs_input_grad[1] else None
+        return dx, d_shift, *sums[1:].sum(1), *[None] * 5
+
+
+SETTINGS = "int groups, float eps, bool silu, float dropout, Tensor? seed"
+group_norm = native.operator(
+    f"group_norm(Tensor x, Tensor? shift, Tensor weight, Tensor bias, {SETTINGS}) -> (Tensor y, Tensor moments)",
+    _forward,
+    _outputs,
+    _forward_by_torch,
+    Differentiable.apply,
+)
+group_norm_backward = native.operator(
+    "group_norm_backward(Tensor dy, Tensor x, Tensor? shift, Tensor weight, Tensor bias, Tensor moments, "
+    f"{SETTINGS}) -> (Tensor dx, Tensor sums)",
+    _backward,
+    _gradients,
+    _backward_by_torch,
+)

@@ -1,8 +1,8 @@
-"""Kernels in C++ for networks on a CPU, compiled once, by the machine's own compiler, and kept in the user's cache.
+"""Custom kernels: operators of torch for networks on a CPU, written in C++.
 
-They work on images whose channels lie innermost (`torch.channels_last`): a network of that layout uses them, another
-does not. Whatever else they do not serve torch computes, to the same, or refuses: without a compiler, on other devices,
-under torch.compile, for other shapes and types, and where more is asked for than results and first derivatives.
+The machine's own compiler compiles them at the first use, and the user's cache keeps them. They compute channels-last
+images. `operator` registers each with torch, together with the same function in torch's operations, which takes over
+where the kernel cannot be used: without a compiler, for derivatives of gradients, and under torch.func.
 """
 
 import contextlib
@@ -16,12 +16,12 @@ import shutil
 import signal
 import subprocess
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import forward_ad
 
 from ddpm.support.cache import kept
@@ -31,8 +31,6 @@ FLAGS = [
     *("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC"),
     *(["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []),
 ]
-ORDINARY = {Tensor, nn.Parameter}
-"""Of tensors, the classes that stand for numbers in memory alone."""
 LIMIT = 900.0
 """Seconds after which a compiler is given up: 50 times what it takes on a core that nothing else uses."""
 
@@ -85,76 +83,93 @@ def _compile(command: list[str], out: Path) -> None:
         raise subprocess.CalledProcessError(process.returncode, command[0], stderr=said.read_text(errors="replace"))
 
 
-def serves(x: Tensor, *parameters: Tensor | None) -> bool:
-    """Whether kernels can take the place of torch for images (B, C, H, W), with these parameters.
+class Kernel:
+    """A function in C++, called by the names of its arguments.
 
-    All are there, ordinary tensors on the CPU, the channels of the images lie innermost, and torch's operations are not
-    `watched`.
-    """
-    return (
-        not watched()
-        and all(
-            isinstance(each, Tensor) and type(each) in ORDINARY and each.device.type == "cpu"
-            for each in (x, *parameters)
-        )
-        and x.layout == torch.strided
-        and x.is_contiguous(memory_format=torch.channels_last)
-        and not x.is_contiguous()
-        and library() is not None
-    )
-
-
-def watched() -> bool:
-    """Whether torch's operations are recorded or transformed, which those of a kernel would escape.
-
-    By torch.compile, jit.trace, a dispatch mode (make_fx, counters of operations), torch.func, forward derivatives.
-    """
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or forward_ad._current_level >= 0
-    )
-
-
-def left_to_torch(dy: Tensor) -> bool:
-    """Whether the gradient dy is to be followed by `gradients`: to be differentiated again, in batches, or watched."""
-    return torch.is_grad_enabled() or watched() or torch._C._functorch.is_legacy_batchedtensor(dy)
-
-
-def gradients(
-    operation: Callable[..., Tensor], inputs: Sequence[Tensor | None], needed: Sequence[bool], dy: Tensor
-) -> list[Tensor | None]:
-    """Of the inputs that need one, by torch: they can be differentiated again, and batched.
+    They are the fields of a struct, which the source file declares in this order.
 
     Args:
-        operation: in torch, what a kernel computed of the inputs.
-        inputs: as they were saved.
-        needed: which of them need a gradient.
-        dy: the gradient of the result.
+        name: of the function.
+        pointers: names of tensors, which may be None.
+        integers: names of numbers in 64 bits.
+        numbers: names of numbers in double precision.
+        flags: names of truth values.
     """
-    again = torch.is_grad_enabled()
-    wanted = [each for each, need in zip(inputs, needed, strict=True) if need and each is not None]
-    with torch.enable_grad(), torch.autocast("cpu", enabled=False):
-        found = iter(torch.autograd.grad(operation(*inputs), wanted, dy, create_graph=again))
-    return [next(found) if need else None for need in needed]
+
+    def __init__(self, name: str, pointers: str, integers: str, numbers: str = "", flags: str = "") -> None:
+        kinds = {pointers: ctypes.c_void_p, integers: ctypes.c_int64, numbers: ctypes.c_double, flags: ctypes.c_bool}
+        self.name = name
+        self.fields = {field: kind for names, kind in kinds.items() for field in names.split()}
+        self.structure = type(name, (ctypes.Structure,), {"_fields_": [*self.fields.items()]})
+
+    def __call__(self, **arguments: Tensor | float | None) -> None:
+        """Run it.
+
+        Raises:
+            TypeError: an argument is missing or unknown.
+            RuntimeError: there is no memory for its buffers.
+        """
+        if arguments.keys() != self.fields.keys():
+            raise TypeError(f"{self.name} takes {', '.join(self.fields)}, got {', '.join(arguments)}")
+        values = {name: each.data_ptr() if isinstance(each, Tensor) else each for name, each in arguments.items()}
+        if getattr(library(), self.name)(ctypes.byref(self.structure(**values))):
+            raise RuntimeError(f"can't allocate memory: not enough of it is left for the buffers of {self.name}")
 
 
-def call(name: str, *arguments: Tensor | bool | int | float | None) -> None:
-    """Run a kernel: tensors are given as the addresses of their first elements, integers as 64 bits.
+OPERATORS: Any = torch.library.Library("ddpm", "DEF")  # type: ignore[no-untyped-call]
 
-    Raises:
-        RuntimeError: there is no memory for its buffers.
+
+def operator(
+    schema: str,
+    kernel: Callable[..., Any],
+    fake: Callable[..., Any],
+    by_torch: Callable[..., Any],
+    differentiable: Callable[..., Any] | None = None,
+) -> Callable[..., Any]:
+    """Register an operator with torch.
+
+    Args:
+        schema: its name, arguments and results as torch writes them, without defaults.
+        kernel: computes it on the CPU.
+        fake: returns results of the same shapes, types and strides, without computing them.
+        by_torch: the same function in torch's operations, for all that the kernel cannot do.
+        differentiable: the same function where its gradient is asked for; `by_torch` by default.
     """
-    kernels = library()
-    assert kernels is not None
-    if kernels[name](*map(_c, arguments)):
-        raise RuntimeError(f"can't allocate memory: not enough of it is left for the buffers of {name}")
+    name = schema.partition("(")[0]
+    OPERATORS.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    run = getattr(torch.ops.ddpm, name).default
+
+    def autograd(*arguments: Any) -> Any:
+        if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+            return by_torch(*arguments)
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
+            return (differentiable or by_torch)(*arguments)
+        with torch._C._AutoDispatchBelowAutograd():
+            return run(*arguments)
+
+    def cpu(*arguments: Any) -> Any:
+        return (by_torch if library() is None else kernel)(*arguments)
+
+    OPERATORS.impl(name, cpu, "CPU")
+    OPERATORS.impl(name, autograd, "Autograd")
+    for batched in ("FuncTorchBatched", "Batched"):
+        OPERATORS.impl(name, by_torch, batched)
+    torch.library.register_fake(f"ddpm::{name}", fake, lib=OPERATORS)
+    return run
 
 
-def _c(argument: Tensor | bool | int | float | None) -> object:
-    if argument is None or isinstance(argument, Tensor):
-        return ctypes.c_void_p(None if argument is None else argument.data_ptr())
-    kinds: dict[type, Any] = {bool: ctypes.c_bool, int: ctypes.c_int64, float: ctypes.c_double}
-    return kinds[type(argument)](argument)
+def channels_last(x: Tensor) -> bool:
+    """Whether images (B, C, H, W) have this layout and no other."""
+    return x.dim() == 4 and x.permute(0, 2, 3, 1).is_contiguous() and not x.is_contiguous()
+
+
+def on_cpu(*tensors: Tensor | None) -> bool:
+    """Whether all are there, on the CPU."""
+    return all(each is not None and each.device.type == "cpu" for each in tensors)
+
+
+def require(fits: bool, name: str, *tensors: Tensor | None) -> None:
+    """Raises RuntimeError, which describes the tensors, unless the operator of that name fits them."""
+    if not fits:
+        given = (f"{each.dtype} {tuple(each.shape)} on {each.device}" for each in tensors if each is not None)
+        raise RuntimeError(f"ddpm::{name} has no kernel for tensors of {', '.join(given)}")

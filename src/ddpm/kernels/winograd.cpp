@@ -1,5 +1,5 @@
-// Convolution of images whose channels lie innermost, by minimal filtering (Lavin and Gray 2016, arXiv:1509.09308),
-// which multiplies less than the definition: F(4x4, 3x3) four times, F(2x2, 3x3) 2.25 times.
+// Winograd convolution of channels-last images (Lavin and Gray 2016, arXiv:1509.09308). It multiplies less than the
+// definition: F(4x4, 3x3) four times, F(2x2, 3x3) 2.25 times.
 //
 // Images are cut into tiles of outputs, each from a few more inputs. In a transformed domain, of as many points as
 // there are inputs, the convolution is a product of matrices (tiles, in channels) (in channels, out channels) at each
@@ -8,15 +8,15 @@
 // y: (batch, height, width, channels out), x: (batch, height + H - 1 - 2 pad_y, width + W - 1 - 2 pad_x, channels in),
 // weight: (out, H, W, in); what is computed in between is float32. Channels are multiples of 16.
 
+#include <omp.h>
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <new>
 #include <utility>
-
-#include <omp.h>
-#include <sys/mman.h>
 
 namespace {
 
@@ -27,7 +27,7 @@ constexpr int64_t LANES = 8, ROWS = 4;
 #endif
 constexpr int64_t COLUMNS = 2 * LANES;
 constexpr int64_t PAGE = 2 * 1024 * 1024;
-constexpr int64_t LINE = 32;  // numbers, that two threads do not write to one line of the cache
+constexpr int64_t LINE = 32;          // numbers, that two threads do not write to one line of the cache
 constexpr int64_t CACHE = 48 * 1024;  // numbers that a core keeps near
 // Strides that are powers of two would share a few lines of the cache: those between points are longer by LANES.
 
@@ -52,7 +52,7 @@ inline void put(bfloat16* p, vec value) {  // to the nearest, ties to even
 int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 // Memory that a thread keeps for its next call, in large pages: matrices of many points lie on many small ones. It is
-// had before the team starts, in which an error could not be raised.
+// allocated before the threads start, because an error could not be raised within them.
 struct Buffer {
     float* data = nullptr;
     int64_t size = 0;
@@ -132,7 +132,7 @@ struct Line {
             to[2 * r] = d[2 * s] - d[s];
             to[3 * r] = d[3 * s] - d[s];
         } else {
-            constexpr float a = POINTS[0], b = POINTS[1];
+            constexpr float a = float(POINTS[0]), b = float(POINTS[1]);
             const vec even_a = d[4 * s] - 2.f * d[2 * s], odd_a = a * d[3 * s] - b * d[s];
             const vec even_b = d[4 * s] - 0.5f * d[2 * s], odd_b = b * d[3 * s] - a * d[s];
             to[0] = d[0] + d[4 * s] - 2.5f * d[2 * s];
@@ -145,7 +145,7 @@ struct Line {
     }
     static inline void output(const vec* m, int64_t s, vec* to, int64_t r) { collect<M, false>(m, s, to, r); }  // A^T m
     static inline void gradient(const vec* g, int64_t s, vec* to, int64_t r) { spread<M, false>(g, s, to, r); }  // A g
-    static inline void weight(const vec* w, int64_t s, vec* to, int64_t r) { spread<R, true>(w, s, to, r); }  // G w
+    static inline void weight(const vec* w, int64_t s, vec* to, int64_t r) { spread<R, true>(w, s, to, r); }     // G w
     static inline void weight_gradient(const vec* u, int64_t s, vec* to, int64_t r) {  // G^T u
         collect<R, true>(u, s, to, r);
     }
@@ -463,8 +463,7 @@ void transform_weight_gradient(const float* u, int64_t point, int64_t parts, int
 
 // Of many tiles, each thread adds up some of them for all weights; of few, all of them for blocks of the weights.
 template <class K, class T>
-void weight_gradient(const void* x, const void* dy, float* d_weight, float* d_bias, Shape n, int64_t in,
-                     int64_t out) {
+void weight_gradient(const void* x, const void* dy, float* d_weight, float* d_bias, Shape n, int64_t in, int64_t out) {
     static_assert(K::PIECES == 1);
     const int64_t padded = up(in, COLUMNS), total = Tiles<K>(n).all, threads = omp_get_max_threads();
     const int64_t block = std::min<int64_t>(out, 128);  // out channels of a block
@@ -552,43 +551,56 @@ auto others(int64_t H, int64_t W) {
 
 extern "C" {
 
+// The arguments of a kernel, in the order of its declaration in Python.
+struct Winograd {
+    const void *x, *weight, *bias;
+    void* y;
+    int64_t kernel_height, kernel_width, tile, batch, height, width, c_in, c_out, pad_y, pad_x;
+    bool half_images, half_weights, transposed, rectified;
+};
+
+struct WinogradWeightGradient {
+    const void *x, *dy;
+    float *d_weight, *d_bias;
+    int64_t tile, batch, height, width, c_in, c_out, pad_y, pad_x;
+    bool half_images;
+};
+
 // Each returns 0, or 1 if there is no memory for its buffers.
 
 // y = the convolution of x, at least 0 if it is rectified; or, transposed, of y's gradient given as x, the gradient of
 // x. Tiles are of M outputs along axes of several taps: kernels of 3x3 with M = 4 or 2, for images, and for weights and
 // bias, in bfloat16 or float32; and in float32 alone 5x5 with M = 2, 1x7 and 7x1 with M = 3, 1x3 and 3x1 with M = 4.
-int winograd(int64_t H, int64_t W, int64_t M, bool half_images, bool half_weights, const void* x, const void* weight,
-             const void* bias, void* y, int64_t batch, int64_t height, int64_t width, int64_t in, int64_t out,
-             int64_t pad_y, int64_t pad_x, bool transposed, bool rectified) try {
+int winograd(const Winograd* a) try {
     const auto with = [&](auto run) {
-        run(x, weight, bias, y, {batch, height, width, pad_y, pad_x}, in, out, transposed, rectified);
+        run(a->x, a->weight, a->bias, a->y, {a->batch, a->height, a->width, a->pad_y, a->pad_x}, a->c_in, a->c_out,
+            a->transposed, a->rectified);
     };
-    if (H != 3 || W != 3) {
-        with(others(H, W));
+    if (a->kernel_height != 3 || a->kernel_width != 3) {
+        with(others(a->kernel_height, a->kernel_width));
         return 0;
     }
     const auto of = [&](auto image, auto number) {
         using T = decltype(image);
         using N = decltype(number);
-        with(M == 4 ? convolution<Square<4>, T, N> : convolution<Square<2>, T, N>);
+        with(a->tile == 4 ? convolution<Square<4>, T, N> : convolution<Square<2>, T, N>);
     };
-    const auto of_images = [&](auto number) { half_images ? of(bfloat16{}, number) : of(float{}, number); };
-    half_weights ? of_images(bfloat16{}) : of_images(float{});
+    const auto of_images = [&](auto number) { a->half_images ? of(bfloat16{}, number) : of(float{}, number); };
+    a->half_weights ? of_images(bfloat16{}) : of_images(float{});
     return 0;
 } catch (const std::bad_alloc&) {
     return 1;
 }
 
 // The gradients of the weights and of the bias of kernels of 3x3, in float32.
-int winograd_weight(int64_t M, bool half_images, const void* x, const void* dy, float* d_weight, float* d_bias,
-                    int64_t batch, int64_t height, int64_t width, int64_t in, int64_t out, int64_t pad_y,
-                    int64_t pad_x) try {
+int winograd_weight_gradient(const WinogradWeightGradient* a) try {
     const auto of = [&](auto image) {
         using T = decltype(image);
-        auto run = M == 4 ? weight_gradient<Square<4>, T> : weight_gradient<Square<2>, T>;
-        run(x, dy, d_weight, d_bias, {batch, height, width, pad_y, pad_x}, in, out);
+        auto run = a->tile == 4 ? weight_gradient<Square<4>, T> : weight_gradient<Square<2>, T>;
+        run(a->x, a->dy, a->d_weight, a->d_bias, {a->batch, a->height, a->width, a->pad_y, a->pad_x}, a->c_in,
+            a->c_out);
     };
-    half_images ? of(bfloat16{}) : of(float{});
+    a->half_images ? of(bfloat16{}) : of(float{});
     return 0;
 } catch (const std::bad_alloc&) {
     return 1;

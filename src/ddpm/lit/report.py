@@ -14,7 +14,7 @@ from rich.table import Table
 
 from ddpm.lit.datamodule import DataModule
 from ddpm.lit.module import DDPM
-from ddpm.setup import speed
+from ddpm.setup.fused import replaced
 from ddpm.setup.run_folder import LAST, METRICS, RESULTS, comparable
 from ddpm.setup.shell import argument, command, shown
 from ddpm.support.files import write_json
@@ -41,7 +41,7 @@ def summary(trainer: lightning.Trainer, module: DDPM, data: DataModule, config: 
     accumulate = trainer.accumulate_grad_batches
     total_batch = data.batch_size * trainer.world_size * accumulate
     steps, images = trainer.max_steps, len(data.images("train"))
-    kernels = "own kernels" if speed.has_kernels(config["speed"], trainer.strategy.root_device) else "torch's kernels"
+    kernels = "custom kernels" if replaced(module) else "torch's kernels"
     rows = {group: _choice(config[group]) for group in ("parameterization", "loss", "variance", "schedule")}
     rows |= {
         "time sampler": _choice(config["time_sampler"]),

@@ -24,7 +24,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import (
     InceptionC,
 )
 
-from ddpm.kernels.convolution import TILES, Convolution
+from ddpm.kernels.convolution import Rectified, serves
 from ddpm.metrics.weights import NEITHER, load_weights
 
 FILE_NAME = URL_INCEPTION_V3.rsplit("/", 1)[-1]
@@ -70,7 +70,7 @@ def inception(
 class Folded(nn.Module):
     """The same features and logits as the extractor's, faster: uint8 images (B, 3, H, W) -> (B, 2048), (B, 1008).
 
-    Normalisations become part of the convolutions before them, channels lie innermost, most averages of pixels are
+    Normalisations become part of the convolutions before them, the layout is channels-last, most averages of pixels are
     taken where there are fewest channels, and images are resized by two products of matrices.
 
     Args:
@@ -116,15 +116,11 @@ class Branches(nn.Module):
 
 
 def _rectified(conv: nn.Conv2d) -> nn.Module:
-    """max(conv(x), 0), by minimal filtering if there is such for the kernel."""
-    height, width = conv.kernel_size
-    if (height, width) not in TILES or conv.stride != (1, 1):
+    """max(conv(x), 0), by Winograd convolution if there is such for the kernel."""
+    if not serves(conv):
         return nn.Sequential(conv, nn.ReLU(inplace=True))
-    padding = int(conv.padding[0]), int(conv.padding[1])
-    with torch.device("meta"):  # draws no initial weights
-        found = Convolution(conv.in_channels, conv.out_channels, (height, width), padding, rectified=True)
-    found.weight, found.bias = conv.weight, conv.bias
-    return found
+    conv.__class__ = Rectified
+    return conv
 
 
 @functools.lru_cache(8)

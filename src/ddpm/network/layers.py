@@ -10,9 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpm.kernels.convolution import Convolution
-from ddpm.kernels.group_norm import GroupNorm
-
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
 
@@ -35,7 +32,12 @@ def initialise(layer: Layer, scale: float = 1.0, fused: int = 1) -> Layer:
 
 def conv(c_in: int, c_out: int, kernel: int = 3, scale: float = 1.0, fused: int = 1) -> nn.Conv2d:
     """A convolution that keeps H and W, of a kernel of 1 or 3, initialised as `initialise` says."""
-    return initialise(nn.Conv2d(c_in, c_out, 1) if kernel == 1 else Convolution(c_in, c_out), scale, fused)
+    return initialise(nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2), scale, fused)
+
+
+def norm(channels: int, groups: int) -> nn.GroupNorm:
+    """A group normalisation."""
+    return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
 class TimeEmbedding(nn.Module):
@@ -62,17 +64,19 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, c_in: int, c_out: int, embedding: int, dropout: float, groups: int) -> None:
         super().__init__()
-        self.norm_1 = GroupNorm(groups, c_in)
+        self.norm_1 = norm(c_in, groups)
         self.conv_1 = conv(c_in, c_out)
         self.time = initialise(nn.Linear(embedding, c_out))
-        self.norm_2 = GroupNorm(groups, c_out, dropout=dropout)
+        self.norm_2 = norm(c_out, groups)
+        self.dropout = nn.Dropout(dropout)
         self.conv_2 = conv(c_out, c_out, scale=0)
         self.shortcut = nn.Identity() if c_in == c_out else conv(c_in, c_out, kernel=1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """`embedding` has passed its nonlinearity, shape (B, E), or (1, E) for all images."""
-        h = self.conv_1(self.norm_1(x))
-        h = self.conv_2(self.norm_2(h, self.time(embedding).expand(len(h), -1)))
+        h = self.conv_1(F.silu(self.norm_1(x)))
+        h = h + self.time(embedding)[:, :, None, None]
+        h = self.conv_2(self.dropout(F.silu(self.norm_2(h))))
         return self.shortcut(x) + h
 
 
@@ -81,7 +85,7 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.norm = GroupNorm(groups, channels, silu=False)
+        self.norm = norm(channels, groups)
         self.query_key_value = conv(channels, 3 * channels, kernel=1, fused=3)
         self.out = conv(channels, channels, kernel=1, scale=0)
 

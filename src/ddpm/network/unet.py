@@ -8,9 +8,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ddpm.chain.tables import distinct
-from ddpm.kernels.group_norm import GroupNorm
 from ddpm.network.base import Network
-from ddpm.network.layers import Attention, Downsample, ResidualBlock, TimeEmbedding, Upsample, conv
+from ddpm.network.layers import Attention, Downsample, ResidualBlock, TimeEmbedding, Upsample, conv, norm
 
 
 class SizeError(ValueError):
@@ -95,7 +94,7 @@ class UNet(Network):
                     parts.append(Upsample(c))
                 self.up.append(parts)
 
-        self.norm_out = GroupNorm(groups, c)
+        self.norm_out = norm(c, groups)
         self.conv_out = conv(c, out_channels, scale=0)
         self.label = nn.Embedding(classes + 1, embedding) if classes else None
 
@@ -120,7 +119,11 @@ class UNet(Network):
         h = self._run(self.middle, h, embedding)
         for stage in self.up:
             h = self._run(stage, torch.cat([h, skips.pop()], 1), embedding)
-        return self.conv_out(self.norm_out(h))
+        return self.output(h)
+
+    def output(self, h: Tensor) -> Tensor:
+        """The prediction from the last features."""
+        return self.conv_out(F.silu(self.norm_out(h)))
 
     def _run(self, parts: nn.Module, h: Tensor, embedding: Tensor) -> Tensor:
         if self.recompute and torch.is_grad_enabled():

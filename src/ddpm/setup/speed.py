@@ -1,4 +1,4 @@
-"""What a device is fast with: bfloat16 where it computes with that, and kernels of our own on a CPU."""
+"""What a device is fast with: bfloat16 where it computes with that, and custom kernels on a CPU."""
 
 import copy
 
@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ddpm.kernels import native
 from ddpm.model.diffusion import Diffusion
+from ddpm.setup.fused import fuse, replaced
 
 SPEEDS = ("auto", "reference")
 
@@ -31,16 +32,18 @@ def precision(speed: str, device: torch.device) -> str:
     return "bf16-mixed" if speed == "auto" and bfloat16_is_fast(device) else "32-true"
 
 
-def has_kernels(speed: str, device: torch.device) -> bool:
-    """Whether networks are to be laid out for the kernels of `ddpm.kernels.native`, which are there."""
+def arrange(network: nn.Module, speed: str, device: torch.device) -> int:
+    """Make a network fast, in place: channels-last weights and custom kernels, if there are any for the device.
+
+    What it computes changes by rounding only, and in which elements dropout drops.
+
+    Returns:
+        the number of layers that compute by custom kernels.
+    """
     check(speed)
-    return speed == "auto" and device.type == "cpu" and native.library() is not None
-
-
-def arrange(network: nn.Module, speed: str, device: torch.device) -> None:
-    """Lay the weights out as is fast, in place; what the network computes changes by rounding only."""
-    if has_kernels(speed, device):
-        network.to(memory_format=torch.channels_last)
+    if speed == "auto" and device.type == "cpu" and native.library() is not None:
+        fuse(network.to(memory_format=torch.channels_last))
+    return replaced(network)
 
 
 class BFloat16(nn.Module):
