@@ -38,6 +38,8 @@ format: .venv/installed
 	$(BIN)/clang-format -i $(CPP)
 
 .venv/installed: pyproject.toml
+	@echo "Installing into .venv: on Linux, pip downloads about 3 GB and unpacks it to about 6 GB,"
+	@echo "nearly all of it the CUDA libraries of torch, which PyPI offers in this one build."
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@

@@ -73,6 +73,22 @@ def test_a_command_names_the_interpreter_that_runs(tmp_path, monkeypatch, execut
     assert command("train").endswith(f" {here}/train.py")  # as it was typed
 
 
+def test_a_command_of_the_package_names_the_package(tmp_path, monkeypatch):
+    bin = tmp_path / "env" / "bin"
+    bin.mkdir(parents=True)
+    for name in ("ddpm", "python"):
+        (bin / name).touch(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(bin / "python"))
+    monkeypatch.setattr(sys, "argv", [str(bin / "ddpm")])
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert command("evaluate", argument("ckpt", "a")) == "env/bin/ddpm evaluate ckpt=a"
+    monkeypatch.setenv("PATH", str(bin))
+    assert command("evaluate", argument("ckpt", "a")) == "ddpm evaluate ckpt=a"
+    monkeypatch.setattr(sys, "argv", ["/somewhere/ddpm/__main__.py"])
+    assert command("sample") == "python -m ddpm sample"
+
+
 def test_the_advice_of_an_error_can_be_pasted(tmp_path):
     folder = tmp_path / "lr=1 [a]"
     folder.mkdir()
@@ -86,7 +102,7 @@ def test_the_advice_of_an_error_can_be_pasted(tmp_path):
 
 def documented():
     """File and line of each command, in indented blocks and in the text."""
-    programs = r"(?:\w+=\S+ )?(?:python|torchrun|srun|make|pip|source) "
+    programs = r"(?:\w+=\S+ )?(?:python|ddpm|torchrun|srun|make|pip|source) "
     for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("conf/*.yaml")]:
         text = path.read_text().replace("\\\n", " ")
         for line in re.findall(rf"^ {{4,}}({programs}.*)$|`({programs}[^`]*)`", text, re.MULTILINE):

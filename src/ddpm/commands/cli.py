@@ -122,6 +122,9 @@ def start(name: str, main: Callable[[], None]) -> None:
             followers.start(name, main)
         else:
             main()
+    except BrokenPipeError:  # whoever read the output, such as `head`, has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except EXPLAINED as error:
         if full():
             raise

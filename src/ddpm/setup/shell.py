@@ -12,16 +12,21 @@ from hydra.errors import HydraException
 
 
 def command(entry: str, *arguments: str) -> str:
-    """The line that runs an entry point of the repository.
+    """The line that runs a command as this process was run: by a script of the repository, `ddpm` or `python -m ddpm`.
 
     Args:
         entry: `train`, `evaluate` or `sample`.
         arguments: quoted for a shell.
     """
+    name = os.path.basename(sys.argv[0])
+    if name == "ddpm":
+        return " ".join([shlex.quote(_called("ddpm", sys.argv[0])), entry, *arguments])
+    if name == "__main__.py":
+        return " ".join([shlex.quote(_called("python", sys.executable)), "-m", "ddpm", entry, *arguments])
     script = os.path.join(os.path.dirname(sys.argv[0]), f"{entry}.py")
     if not os.path.exists(script):  # the process was started by a launcher of Hydra's
         script = f"{entry}.py"
-    return " ".join([shlex.quote(_python()), shlex.quote(script), *arguments])
+    return " ".join([shlex.quote(_called("python", sys.executable)), shlex.quote(script), *arguments])
 
 
 def argument(key: str, value: str | Path) -> str:
@@ -49,10 +54,10 @@ def _is_plain(text: str) -> bool:
     return isinstance(value, str) and value == text
 
 
-def _python() -> str:
-    """`python` where that is this interpreter, else its path."""
-    found = shutil.which("python")
-    if found and Path(found).parent.resolve() == Path(sys.executable).parent.resolve():
-        return "python"
-    here = os.path.relpath(sys.executable)
-    return sys.executable if here.startswith("..") else here
+def _called(name: str, path: str) -> str:
+    """A program by its name where a shell finds it there, else by its path."""
+    found = shutil.which(name)
+    if found and Path(found).parent.resolve() == Path(path).parent.resolve():
+        return name
+    here = os.path.relpath(path)
+    return path if here.startswith("..") else here
