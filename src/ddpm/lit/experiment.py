@@ -67,7 +67,7 @@ class Experiment(NamedTuple):
         signals.install()
         try:
             for logger in self.trainer.loggers:
-                logger.log_hyperparams(self.config)
+                logger.log_hyperparams(dict(self.config))
             self.trainer.fit(self.module, datamodule=self.data, ckpt_path=path, weights_only=True)
             if self.trainer.is_global_zero:
                 report.results(self.trainer, self.module, self.config)

@@ -20,7 +20,7 @@ from ddpm.variance.base import Variance
 class Output(Protocol):
     """The network's output as a function of images, original times and classes; see `Diffusion.output`."""
 
-    def __call__(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor: ...
+    def __call__(self, x: Tensor, t: Tensor, label: Tensor | None = None, /) -> Tensor: ...
 
 
 class Diffusion(nn.Module):
@@ -97,7 +97,10 @@ class Diffusion(nn.Module):
     def _read(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
         """The output in the network's own parameterization, and what a learned variance reads."""
         out = self.output(x, t)
-        return out.chunk(2, dim=1) if self.variance.extra_channels else (out, None)
+        if not self.variance.extra_channels:
+            return out, None
+        y, raw = out.chunk(2, dim=1)
+        return y, raw
 
     def output(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """The output of the network: the one place that knows what it is given for x_t and t.
