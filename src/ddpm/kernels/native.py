@@ -2,7 +2,7 @@
 
 The machine's own compiler compiles them at the first use, and the user's cache keeps them. They compute channels-last
 images. `operator` registers each with torch, together with the same function in torch's operations, which takes over
-where the kernel cannot be used: without a compiler, for derivatives of gradients, and under torch.func.
+where the kernel cannot be used: without a compiler, for derivatives of gradients, and for those of torch.func.
 """
 
 import contextlib
@@ -155,8 +155,6 @@ def operator(
 
     OPERATORS.impl(name, cpu, "CPU")
     OPERATORS.impl(name, autograd, "Autograd")
-    for batched in ("FuncTorchBatched", "Batched"):
-        OPERATORS.impl(name, by_torch, batched)
     torch.library.register_fake(f"ddpm::{name}", fake, lib=OPERATORS)
     return run
 
