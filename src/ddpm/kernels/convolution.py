@@ -11,7 +11,7 @@ from ddpm.kernels import native
 
 TILES = {(3, 3): (4, 2), (5, 5): (2,), (1, 7): (3,), (7, 1): (3,), (1, 3): (4,), (3, 1): (4,)}
 """Outputs of a tile along each axis of several taps, best first, for each size of kernel that there is."""
-TYPES = (torch.float32, torch.bfloat16)
+TYPES = torch.float32, torch.bfloat16
 FEWEST = 32
 """Tiles of the batch, from which on the transforms of the weights pay."""
 SIZES = "batch height width c_in c_out pad_y pad_x"
@@ -92,21 +92,28 @@ def tiles(kernel: tuple[int, int], side: int, batch: int, height: int, width: in
 
 def fits(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int], dtype: torch.dtype) -> bool:
     """Whether the kernels can convolve images x in this type."""
-    if bias is None or x.dim() != 4 or weight.dim() != 4 or not native.on_cpu(x, weight, bias):
+    return (
+        bias is not None
+        and _fit(x, weight, 1, padding, dtype)
+        and bias.device.type == "cpu"
+        and bias.shape == weight.shape[:1]
+        and bias.dtype == weight.dtype
+    )
+
+
+def _fit(x: Tensor, weight: Tensor, channels: int, padding: Sequence[int], dtype: torch.dtype) -> bool:
+    """Whether there is a kernel for these weights, whose axis `channels` has as many as the images x."""
+    if not (x.device.type == weight.device.type == "cpu" and x.dim() == weight.dim() == 4 and x.numel() > 0):
         return False
-    (batch, channels, height, width), (c_out, c_in, *kernel) = x.shape, weight.shape
+    c_out, c_in, rows, columns = weight.shape
     given = weight.dtype
     return (
-        (int(kernel[0]), int(kernel[1])) in TILES  # numbers, also where they are symbols of a trace
-        and channels == c_in
+        (int(rows), int(columns)) in TILES  # numbers, also where they are symbols of a trace
+        and x.shape[1] == weight.shape[channels]
         and c_in % 16 == c_out % 16 == 0
-        and bias.shape == (c_out,)
-        and min(batch, height, width) > 0
-        and height + 2 * padding[0] >= kernel[0]
-        and width + 2 * padding[1] >= kernel[1]
+        and min(_size(x, weight, padding)) > 0
         and x.dtype in TYPES
-        and bias.dtype == given
-        and (dtype == given == torch.float32 or (kernel == [3, 3] and given in TYPES and dtype in TYPES))
+        and (dtype == given == torch.float32 or (rows == columns == 3 and given in TYPES and dtype in TYPES))
     )
 
 
@@ -128,16 +135,15 @@ def _outputs(x: Tensor, weight: Tensor, bias: Tensor, padding: list[int], tile: 
 
 def _of_images(dy: Tensor, weight: Tensor, padding: list[int], tile: int) -> Tensor:
     over = _over(weight, padding)
-    fit = fits(dy, weight.transpose(0, 1), weight[0, :, 0, 0], over, dy.dtype)
-    native.require(fit, "winograd_image_gradient", dy, weight)
+    native.require(_fit(dy, weight, 0, over, dy.dtype), "winograd_image_gradient", dy, weight)
     return _images(dy, weight.shape[1], _size(dy, weight, over))
 
 
 def _of_weights(x: Tensor, dy: Tensor, padding: list[int], tile: int) -> tuple[Tensor, Tensor]:
-    fit = x.dim() == dy.dim() == 4 and native.on_cpu(x, dy) and x.dtype == dy.dtype and x.dtype in TYPES
+    fit = x.device.type == dy.device.type == "cpu" and x.dim() == dy.dim() == 4 and x.dtype == dy.dtype in TYPES
     batch, c_in, height, width = x.shape if fit else [0] * 4
     c_out = dy.shape[1] if fit else 0
-    fit = fit and min(*x.shape, *dy.shape) > 0 and c_in % 16 == c_out % 16 == 0
+    fit = fit and x.numel() > 0 and dy.numel() > 0 and c_in % 16 == c_out % 16 == 0
     fit = fit and dy.shape == (batch, c_out, height + 2 * padding[0] - 2, width + 2 * padding[1] - 2)
     native.require(fit, "winograd_weight_gradient", x, dy)
     d_weight = x.new_empty(c_out, 3, 3, c_in, dtype=torch.float32).permute(0, 3, 1, 2)
@@ -146,7 +152,7 @@ def _of_weights(x: Tensor, dy: Tensor, padding: list[int], tile: int) -> tuple[T
 
 def _over(weight: Tensor, padding: Sequence[int]) -> list[int]:
     """The padding of the convolution that leads back."""
-    return [taps - 1 - p for taps, p in zip(weight.shape[2:], padding, strict=True)]
+    return [weight.shape[2] - 1 - padding[0], weight.shape[3] - 1 - padding[1]]
 
 
 def _winograd(x: Tensor, weight: Tensor, bias: Tensor, padding: list[int], tile: int, rectified: bool) -> Tensor:
@@ -249,9 +255,11 @@ class Differentiable(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         dy = dy.to(x.dtype)
-        dx = winograd_image_gradient(dy, weight, *ctx.settings) if ctx.needs_input_grad[0] else None
-        needed = any(ctx.needs_input_grad[1:])
-        d_weight, d_bias = winograd_weight_gradient(x, dy, *ctx.settings) if needed else (None, None)
+        dx = d_weight = d_bias = None
+        if ctx.needs_input_grad[0]:
+            dx = native.without_gradient(winograd_image_gradient, dy, weight, *ctx.settings)
+        if any(ctx.needs_input_grad[1:]):
+            d_weight, d_bias = native.without_gradient(winograd_weight_gradient, x, dy, *ctx.settings)
         return dx, d_weight, d_bias, None, None
 
 

@@ -19,6 +19,7 @@ BACKWARD = native.Kernel(
     "half silu",
 )
 MASK = 2**32 - 1
+TYPES = torch.float32, torch.bfloat16
 
 
 class Settings(NamedTuple):
@@ -59,15 +60,16 @@ def fits(
     x: Tensor, shift: Tensor | None, weight: Tensor | None, bias: Tensor | None, groups: int, dropout: float
 ) -> bool:
     """Whether the kernels can compute it."""
-    if weight is None or bias is None or not native.on_cpu(x, weight, bias, *([] if shift is None else [shift])):
+    if weight is None or bias is None:
         return False
     return (
-        x.dim() == 4
+        x.device.type == weight.device.type == bias.device.type == "cpu"
+        and x.dim() == 4
         and x.numel() > 0
-        and x.dtype in (torch.float32, torch.bfloat16)
+        and x.dtype in TYPES
         and weight.shape == bias.shape == x.shape[1:2]
         and weight.dtype == bias.dtype == torch.float32
-        and (shift is None or (shift.shape == x.shape[:2] and shift.dtype in (torch.float32, torch.bfloat16)))
+        and (shift is None or (shift.device.type == "cpu" and shift.shape == x.shape[:2] and shift.dtype in TYPES))
         and groups > 0
         and x.shape[1] % groups == 0
         and 0 <= dropout < 1
@@ -87,7 +89,7 @@ def _gradients(
     dy: Tensor, x: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, moments: Tensor, groups: int, *rest: Any
 ) -> tuple[Tensor, Tensor]:
     """For the gradient of x, and for those of shift, weight and bias by every image, (3, B, C)."""
-    fit = fits(x, shift, weight, bias, groups, rest[2]) and native.on_cpu(dy, moments)
+    fit = fits(x, shift, weight, bias, groups, rest[2]) and dy.device.type == moments.device.type == "cpu"
     fit = fit and (dy.shape, dy.dtype, moments.dtype) == (x.shape, x.dtype, torch.float32)
     fit = fit and moments.shape == (2, len(x), groups)
     native.require(fit, "group_norm_backward", dy, x, shift, weight, bias, moments)
@@ -114,7 +116,9 @@ def _backward(
 def _arguments(x: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, settings: Settings) -> dict[str, Any]:
     """Those which both kernels take."""
     seed = settings.seed
-    if settings.dropout and (seed is None or seed.dtype != torch.int64 or seed.numel() != 1 or not native.on_cpu(seed)):
+    if settings.dropout and (
+        seed is None or seed.dtype != torch.int64 or seed.numel() != 1 or seed.device.type != "cpu"
+    ):
         raise RuntimeError("dropout needs a seed, an integer of 64 bits on the CPU")
     return {
         "x": x.contiguous(memory_format=torch.channels_last),
@@ -200,13 +204,15 @@ class Differentiable(torch.autograd.Function):
         *settings, seed = settings
         ctx.save_for_backward(x, shift, weight, bias, moments, seed)
         ctx.mark_non_differentiable(moments)
+        ctx.set_materialize_grads(False)
         ctx.settings = settings
         return y, moments
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         *inputs, seed = ctx.saved_tensors
-        dx, sums = group_norm_backward(dy.to(inputs[0].dtype), *inputs, *ctx.settings, seed)
+        dy = dy.to(inputs[0].dtype)
+        dx, sums = native.without_gradient(group_norm_backward, dy, *inputs, *ctx.settings, seed)
         d_shift = sums[0] if ctx.needs_input_grad[1] else None
         return dx, d_shift, *sums[1:].sum(1), *[None] * 5
 

@@ -2,7 +2,7 @@
 
 The machine's own compiler compiles them at the first use, and the user's cache keeps them. They compute channels-last
 images. `operator` registers each with torch, together with the same function in torch's operations, which takes over
-where the kernel cannot be used: without a compiler, for derivatives of gradients, and under torch.func.
+where the kernel cannot be used: without a compiler, for derivatives of gradients, and for those of torch.func.
 """
 
 import contextlib
@@ -99,10 +99,11 @@ class Kernel:
     def __init__(self, name: str, pointers: str, integers: str, numbers: str = "", flags: str = "") -> None:
         kinds = {pointers: ctypes.c_void_p, integers: ctypes.c_int64, numbers: ctypes.c_double, flags: ctypes.c_bool}
         self.name = name
+        self.pointers = pointers.split()
         self.fields = {field: kind for names, kind in kinds.items() for field in names.split()}
         self.structure = type(name, (ctypes.Structure,), {"_fields_": [*self.fields.items()]})
 
-    def __call__(self, **arguments: Tensor | float | None) -> None:
+    def __call__(self, **arguments: Any) -> None:
         """Run it.
 
         Raises:
@@ -111,8 +112,10 @@ class Kernel:
         """
         if arguments.keys() != self.fields.keys():
             raise TypeError(f"{self.name} takes {', '.join(self.fields)}, got {', '.join(arguments)}")
-        values = {name: each.data_ptr() if isinstance(each, Tensor) else each for name, each in arguments.items()}
-        if getattr(library(), self.name)(ctypes.byref(self.structure(**values))):
+        tensors: list[Any] = [arguments[name] for name in self.pointers]  # which stay until the kernel returns
+        for name, each in zip(self.pointers, tensors, strict=True):
+            arguments[name] = None if each is None else each.data_ptr()
+        if getattr(library(), self.name)(ctypes.byref(self.structure(**arguments))):
             raise RuntimeError(f"can't allocate memory: not enough of it is left for the buffers of {self.name}")
 
 
@@ -152,20 +155,21 @@ def operator(
 
     OPERATORS.impl(name, cpu, "CPU")
     OPERATORS.impl(name, autograd, "Autograd")
-    for batched in ("FuncTorchBatched", "Batched"):
-        OPERATORS.impl(name, by_torch, batched)
     torch.library.register_fake(f"ddpm::{name}", fake, lib=OPERATORS)
     return run
+
+
+def without_gradient(run: Callable[..., Any], *arguments: Any) -> Any:
+    """What an operator returns within the gradient of another, at less cost if nothing differentiates it again."""
+    if torch.is_grad_enabled() or forward_ad._current_level >= 0:
+        return run(*arguments)
+    with torch._C._AutoDispatchBelowAutograd():
+        return run(*arguments)
 
 
 def channels_last(x: Tensor) -> bool:
     """Whether images (B, C, H, W) have this layout and no other."""
     return x.dim() == 4 and x.permute(0, 2, 3, 1).is_contiguous() and not x.is_contiguous()
-
-
-def on_cpu(*tensors: Tensor | None) -> bool:
-    """Whether all are there, on the CPU."""
-    return all(each is not None and each.device.type == "cpu" for each in tensors)
 
 
 def require(fits: bool, name: str, *tensors: Tensor | None) -> None:
