@@ -1,4 +1,4 @@
-"""An option that lives outside of the project: two files of the user's, and nothing edited."""
+"""Options that live outside of the project: files of the user's, and nothing edited."""
 
 import sys
 from pathlib import Path
@@ -8,6 +8,10 @@ import torch
 import waiting
 
 from ddpm import load
+from ddpm.chain.process import Process
+from ddpm.model.diffusion import Diffusion
+from ddpm.schedule.linear import Linear
+from ddpm.variance.fixed_small import FixedSmall
 
 ROOT = Path(__file__).parents[2]
 
@@ -93,3 +97,112 @@ def test_a_resumed_run_needs_no_word_of_trust_as_its_options_name_the_module(min
     )  # fmt: skip
     assert code == 0, stderr
     assert torch.load(mine / "resumed" / "last.ckpt", weights_only=True)["global_step"] == 8
+
+
+PRECONDITIONED = '''
+"""The preconditioning of Karras et al. 2022, Table 1, for x_t = sqrt(alpha_bar) (x_0 + sigma noise)."""
+
+from ddpm.parameterization.base import Parameterization
+
+
+class EDM(Parameterization):
+    """D(x) = c_skip x + c_out F(c_in x, c_noise); the network predicts F."""
+
+    def __init__(self, sigma_data=0.5):
+        self.sigma_data = sigma_data
+
+    def coefficients(self, at):
+        sigma = at.sigma / at.sqrt_alpha_bar
+        total = (sigma**2 + self.sigma_data**2).sqrt()
+        c_skip, c_out = (self.sigma_data / total) ** 2, sigma * self.sigma_data / total
+        return 1 / c_out, -c_skip / (at.sqrt_alpha_bar * c_out)
+
+    def c_in(self, t, process):
+        at = process.coefficients(t)
+        return 1 / (at.sigma**2 + (self.sigma_data * at.sqrt_alpha_bar) ** 2).sqrt()
+
+    def c_noise(self, t, process):
+        at = process.coefficients(t)
+        return (at.sigma / at.sqrt_alpha_bar).log() / 4
+'''
+WEIGHTED = '''
+"""Times weighted as in Karras et al. 2022, Table 1: log sigma ~ N(mean, std^2)."""
+
+from ddpm.loss.base import WeightedError
+
+
+class LogNormal(WeightedError):
+    """p(log sigma_t) on the error of the network's own output, whose weight lambda c_out^2 is 1."""
+
+    def __init__(self, mean=-1.2, std=1.2):
+        self.mean, self.std = mean, std
+
+    def weight(self, diffusion, t):
+        log_sigma = -diffusion.process.lambda_t[t] / 2
+        return (-(((log_sigma - self.mean) / self.std) ** 2) / 2).exp()
+'''
+NETWORK = '''
+import torch
+from torch import nn
+
+from ddpm.network.base import Network
+
+
+class Plain(Network):
+    """Two convolutions; the time is one more channel."""
+
+    def __init__(self, image_size, in_channels, out_channels, width=8, classes=0):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(in_channels + 1, width, 3, padding=1), nn.SiLU(), nn.Conv2d(width, out_channels, 3, padding=1)
+        )
+
+    def forward(self, x_t, t, label=None):
+        time = t.to(x_t.dtype).view(-1, 1, 1, 1).expand(-1, 1, *x_t.shape[2:])
+        return self.layers(torch.cat([x_t, time], 1))
+'''
+FILES = {
+    "code/my_edm.py": PRECONDITIONED,
+    "code/my_loss.py": WEIGHTED,
+    "code/my_network.py": NETWORK,
+    "options/parameterization/edm.yaml": "_target_: my_edm.EDM\nsigma_data: 0.5\n",
+    "options/loss/log_normal.yaml": "_target_: my_loss.LogNormal\nmean: -1.2\nstd: 1.2\n",
+    "options/network/plain.yaml": "_target_: my_network.Plain\nwidth: 8\n",
+}
+
+
+def test_a_preconditioned_model_and_a_network_from_outside_train_and_are_evaluated(tmp_path, bare):
+    for name, content in FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    options = [option for option in bare if not option.startswith("network.")]
+    chosen = ("parameterization=edm", "loss=log_normal", "network=plain")
+    code, _, stderr = typed(tmp_path, "train.py", "--config-dir", "options", *chosen, *options, "hydra.run.dir=run")
+    assert code == 0, stderr
+    code, stdout, stderr = typed(
+        tmp_path, "evaluate.py", "ckpt=run", "metrics=[nll]", "nll.n_images=4", "trusted=[my_edm,my_loss,my_network]"
+    )
+    assert code == 0, stderr
+    assert "bits/dim" in stdout
+
+
+def test_an_edm_network_of_zeros_is_the_optimal_denoiser_of_gaussian_data():
+    namespace = {}
+    exec(PRECONDITIONED, namespace)
+    process, seen = Process(Linear().beta()), []
+
+    class Zeros(torch.nn.Module):
+        def forward(self, x, t):
+            seen.append((x, t))
+            return torch.zeros_like(x)
+
+    model = Diffusion(Zeros(), process, namespace["EDM"](sigma_data=0.3), FixedSmall())
+    t = torch.tensor([1, 200, 600, 1000])
+    x_0, noise = torch.randn(2, 4, 1, 100, 100, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x_t = process.diffuse(0.3 * x_0, t, noise)
+    alpha_bar = process.alpha_bar[t].view(-1, 1, 1, 1)
+    exact = alpha_bar.sqrt() * 0.09 / (alpha_bar * 0.09 + 1 - alpha_bar) * x_t
+    assert torch.allclose(model.predict(x_t, t).x_0, exact, rtol=1e-9)
+    ((x, c_noise),) = seen
+    assert torch.allclose(x.var((1, 2, 3)), torch.ones(4, dtype=torch.float64), rtol=0.05)
+    assert torch.allclose(c_noise, -process.lambda_t[t] / 8, rtol=1e-9)
