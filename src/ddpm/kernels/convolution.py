@@ -254,7 +254,7 @@ class Differentiable(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        dy = dy.to(x.dtype)
+        dy = dy.to(x.dtype).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # channels-last, once for both
         dx = d_weight = d_bias = None
         if ctx.needs_input_grad[0]:
             dx = native.without_gradient(winograd_image_gradient, dy, weight, *ctx.settings)
