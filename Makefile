@@ -1,8 +1,8 @@
 # The two commands that a fresh machine with Python 3.11+ needs: `make train` and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
-# One process of tests for each core, and one thread for each process.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+# One process of tests for each core, and one thread for each process; files in order, as the long ones come before the short.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 CPP := src/ddpm/kernels/*.cpp
 WARNINGS := -std=c++17 -march=native -fopenmp -Wall -Wextra -Wshadow -Wconversion -Werror
 ARGS ?=
