@@ -16,9 +16,10 @@ import torch
 from matplotlib.figure import Figure
 
 from ddpm.commands import plots
+from ddpm.metrics.base import Sizes
 from ddpm.metrics.feature_network import feature_network
 from ddpm.metrics.features import real_features, sample_features
-from ddpm.metrics.fidelity import fidelity
+from ddpm.metrics.fid import FID
 from ddpm.sampler.ancestral import Ancestral
 from ddpm.sampler.ddim import DDIM
 from ddpm.sampler.dpm_solver import DPMSolver
@@ -86,8 +87,7 @@ def main():
                     model, sampler, network, shape, options.n, config["seed"], options.batch_size, on_step=steps
                 )
             seconds = time.perf_counter() - start
-            found = fidelity(samples, reference, ["fid"])
-            fid = found["fid"]
+            fid = FID()(samples, reference)["fid"]
             row = {
                 "sampler": name,
                 "budget": budget,
@@ -100,8 +100,8 @@ def main():
             }
             rows.append(row)
             print(f"{name}, {row['evaluations']} evaluations: FID {fid:.3f}, {seconds:.0f} s", flush=True)
-            for warning in found["warnings"]:
-                print(f"warning: {warning}", flush=True)
+            if caution := FID().caution(Sizes(options.n, len(train), network.dim)):
+                print(f"warning: {caution}", flush=True)
             write(options, rows, config["seed"])
 
 

@@ -34,7 +34,7 @@ from ddpm.data.scaling import to_unit
 from ddpm.kernels import allocator
 from ddpm.metrics import dataset_bound
 from ddpm.metrics import inception as ours_inception
-from ddpm.metrics.fidelity import fidelity
+from ddpm.metrics.fid import FID
 from ddpm.model.diffusion import Diffusion
 from ddpm.model.ema import EMA
 from ddpm.network.unet import UNet
@@ -178,7 +178,7 @@ def distance(network: Callable[[Tensor], Any], samples: Tensor, real: Tensor) ->
     sets = (
         {"features": torch.cat([network(batch)[0].float() for batch in each.split(32)])} for each in (samples, real)
     )
-    return fidelity(*sets, ["fid"])["fid"]
+    return FID()(*sets)["fid"]
 
 
 def inception_features() -> dict[str, Any]:

@@ -43,7 +43,7 @@ from ddpm.kernels import allocator
 from ddpm.metrics import dataset_bound
 from ddpm.metrics.feature_network import feature_network
 from ddpm.metrics.features import real_features, sample_features
-from ddpm.metrics.fidelity import fidelity
+from ddpm.metrics.fid import FID
 from ddpm.model.diffusion import Diffusion
 from ddpm.parameterization.eps import Eps
 from ddpm.parameterization.v import V
@@ -240,7 +240,7 @@ def quality(model: Diffusion, label: str, options: argparse.Namespace, judge: An
     save_png(grid(tiles[0][:64]), options.work / f"{label.replace(', ', '_')}.png")
     code = dataset_bound.sampled(model, test, options.nll_images, SEED, 250, 10)
     return {
-        "fid": fidelity(features, reference, ["fid"])["fid"],
+        "fid": FID()(features, reference)["fid"],
         "bits_per_dim": float(bits_per_dim(code.total, code.dims).mean()),
     }
 
@@ -264,7 +264,7 @@ def main() -> None:
     train, test = source.load("train"), source.load("test")
     network = feature_network("classifier", train, test, len(source.classes), source.levels)
     judge = network, real_features(train, network, source.levels, progress=True), test
-    floor = fidelity(real_features(test, network, source.levels, n=options.n), judge[1], ["fid"])["fid"]
+    floor = FID()(real_features(test, network, source.levels, n=options.n), judge[1])["fid"]
 
     path = options.work / "rows.json"
     rows = json.loads(path.read_text()) if path.exists() else []

@@ -30,7 +30,7 @@ TINY = (
     "~callbacks.progress",
     "callbacks.samples.n=4",
     "callbacks.bits_per_dim.n_images=8",
-    "callbacks.fid.n_samples=100",
+    "callbacks.quality.n_samples=100",
     "callbacks.checkpoint.every_n_steps=3",
 )
 BARE = tuple(override for override in TINY if "callbacks." not in override) + ("callbacks=[checkpoint]",)

@@ -13,9 +13,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from ddpm.commands.evaluation.base import Evaluation
 from ddpm.conditioning.base import Conditioning
 from ddpm.data.source import Source
 from ddpm.loss.base import Loss
+from ddpm.metrics.base import Metric
 from ddpm.network.base import Network
 from ddpm.operator.base import Operator
 from ddpm.parameterization.base import Parameterization
@@ -40,6 +42,8 @@ PACKAGES = {
     "solver": ("ddpm.solver", Solver),
     "callbacks": ("ddpm.lit.callbacks", lightning.Callback),
 }
+SEVERAL = {"metrics": (("ddpm.metrics", Metric), ("ddpm.commands.evaluation", Evaluation))}
+"""Groups whose options are of several kinds, each in a folder of its own."""
 # Keywords that another group determines.
 GIVEN = {"time_sampler": {"T"}, "network": {"image_size", "in_channels", "out_channels", "classes"}}
 
@@ -58,7 +62,11 @@ def subclasses(base):
 
 def leaves(group):
     """Module name -> its public classes of the group's kind that can be built and that no other derives from."""
-    package, base = PACKAGES[group]
+    kinds = SEVERAL.get(group) or (PACKAGES[group],)
+    return {name: found for package, base in kinds for name, found in leaves_of(package, base).items()}
+
+
+def leaves_of(package, base):
     modules = [found.name for found in pkgutil.iter_modules(importlib.import_module(package).__path__)]
     for module in modules:
         importlib.import_module(f"{package}.{module}")
@@ -75,17 +83,17 @@ def keywords(kind):
     return set(inspect.signature(kind).parameters)
 
 
-@pytest.mark.parametrize("group", PACKAGES)
+@pytest.mark.parametrize("group", [*PACKAGES, *SEVERAL])
 def test_every_option_is_one_file_of_code_and_one_of_configuration(group):
     assert set(options(group)) == set(leaves(group))
 
 
-@pytest.mark.parametrize("group", PACKAGES)
+@pytest.mark.parametrize("group", [*PACKAGES, *SEVERAL])
 def test_every_module_holds_one_option_and_its_file_names_it_and_its_keywords(group):
     for name, kinds in leaves(group).items():
         assert len(kinds) == 1, f"{name}: {kinds}"
         node = options(group)[name]
-        if group == "callbacks":
+        if group in ("callbacks", "metrics"):
             assert list(node) == [name]
             node = node[name]
         kind = kinds[0]

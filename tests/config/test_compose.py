@@ -219,8 +219,8 @@ def test_the_experiments_of_ho_et_al_2020_carry_the_numbers_of_the_paper(compose
     assert row + (cfg.data.flip,) == OF_THE_PAPER[name]
     assert (cfg.schedule.T, cfg.schedule.beta_1, cfg.schedule.beta_T) == (1000, 1e-4, 0.02)
     assert (cfg.ema.decay, cfg.ema.warm_up, cfg.warmup_steps) == (0.9999, False, 5000)
-    assert (cfg.trainer.gradient_clip_val, cfg.sampler.steps, cfg.callbacks.fid.n_samples) == (1.0, None, 50_000)
-    assert (cfg.callbacks.fid.features, cfg.callbacks.bits_per_dim.clip) == ("inception", "published")
+    assert (cfg.trainer.gradient_clip_val, cfg.sampler.steps, cfg.callbacks.quality.n_samples) == (1.0, None, 50_000)
+    assert (cfg.callbacks.quality.features, cfg.callbacks.bits_per_dim.clip) == ("inception", "published")
     assert [build.option(build.instance(g, cfg[g])) for g in ("schedule", "parameterization", "loss")] == [
         "linear",
         "eps",

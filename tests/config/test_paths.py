@@ -39,7 +39,7 @@ def values(node):
 @pytest.mark.parametrize(
     ("entry", "keys"),
     [
-        ("train", ["ckpt", "output_dir", "data.root", "callbacks.fid.inception_weights"]),
+        ("train", ["ckpt", "output_dir", "data.root", "callbacks.quality.inception_weights"]),
         ("evaluate", ["ckpt", "output_dir", "data_root", "inception_weights"]),
         ("sample", ["ckpt", "output_dir", "data_root", "input", "operator.mask"]),
     ],

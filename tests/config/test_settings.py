@@ -157,9 +157,9 @@ def test_a_metric_that_nothing_computes_is_one_line(train, tmp_path):
 
 
 def test_advice_names_a_way_out_of_missing_features(tmp_path):
-    with pytest.raises(ValueError, match=r"needs labelled data .*features=inception.*~callbacks\.fid.*metrics=\[nll\]"):
+    with pytest.raises(ValueError, match=r"needs labelled data .*=inception.*~callbacks\.quality.*metrics=\[nll\]"):
         classifier.train_classifier(None, None, 0, 256)
-    with pytest.raises(ValueError, match=r"features=classifier for .*~callbacks\.fid.*metrics=\[nll\]"):
+    with pytest.raises(ValueError, match=r"features=classifier for .*~callbacks\.quality.*metrics=\[nll\]"):
         inception.inception(tmp_path / "missing")
 
 

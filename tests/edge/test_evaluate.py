@@ -35,8 +35,8 @@ def run(train, tiny, tmp_path_factory):
     """A tiny run with every callback: its folder and its module."""
     folder = tmp_path_factory.mktemp("run")
     quality = (
-        "callbacks.fid.metrics=[fid,is,kid,prc]",
-        "callbacks.fid.batch_size=33",
+        "metrics=[fid,is,kid,prc]",
+        "callbacks.quality.batch_size=33",
         "callbacks.bits_per_dim.n_images=30",
     )
     return folder, train(folder, *quality, "seed=3", base=tiny).module

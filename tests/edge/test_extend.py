@@ -1,5 +1,6 @@
 """Options that live outside of the project: files of the user's, and nothing edited."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -184,6 +185,50 @@ def test_a_preconditioned_model_and_a_network_from_outside_train_and_are_evaluat
     )
     assert code == 0, stderr
     assert "bits/dim" in stdout
+
+
+METRIC = '''
+from ddpm.metrics.base import Metric, Row
+
+
+class Brightness(Metric):
+    """Mean grey level of the samples minus that of the real images, in -255..255."""
+
+    needs = frozenset({"pixels"})
+    rows = (Row("brightness", "mean grey level"),)
+
+    def __call__(self, samples, real):
+        return {"brightness": float(samples["pixels"].double().mean() - real["pixels"].double().mean())}
+'''
+
+
+def test_a_metric_from_outside_is_trained_with_and_evaluated_on_one_process_and_two(tmp_path, bare):
+    for name, content in {
+        "code/my_metric.py": METRIC,
+        "options/metrics/brightness.yaml": "brightness:\n  _target_: my_metric.Brightness\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(content)
+    mine = ("--config-dir", "options", "metrics=[brightness]")
+    options = [option for option in bare if not option.startswith("callbacks=")]
+    code, stdout, stderr = typed(
+        tmp_path, "train.py", *mine, *options, "callbacks=[quality,checkpoint]", "callbacks.quality.n_samples=40",
+        "hydra.run.dir=run",
+    )  # fmt: skip
+    assert code == 0, stderr
+    assert "mean grey level" in stdout
+    trained = json.loads((tmp_path / "run" / "results.json").read_text())["metrics"]["brightness"]
+    assert trained != 0
+    for devices in (1, 2):
+        code, stdout, stderr = typed(
+            tmp_path, "evaluate.py", *mine, "ckpt=run", "n_samples=40", f"devices={devices}", f"output_dir=on_{devices}"
+        )
+        assert code == 0, stderr
+        assert "mean grey level" in stdout
+        (file,) = (tmp_path / f"on_{devices}").rglob("metrics.json")
+        found = json.loads(file.read_text())["samples"]
+        assert found["brightness"] == pytest.approx(trained, abs=1e-6)
+        assert found["features"] is None  # of which none is trained
 
 
 def test_an_edm_network_of_zeros_is_the_optimal_denoiser_of_gaussian_data():

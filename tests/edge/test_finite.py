@@ -167,7 +167,7 @@ def test_results_that_are_not_finite_are_not_written(tmp_path):
         callback_metrics={"train/loss": torch.tensor(torch.nan)}, global_step=3, default_root_dir=str(tmp_path)
     )
     module = SimpleNamespace(results={"bits_per_dim": 3.0}, unreliable={})
-    with pytest.raises(ValueError, match="there are no results, for train/loss is nan"):
+    with pytest.raises(ValueError, match="there are no results: train/loss is nan"):
         report.results(trainer, module, {})
     assert not list(tmp_path.iterdir())
 

@@ -16,15 +16,22 @@ from torch_fidelity import feature_extractor_inceptionv3 as tf_inception
 
 from ddpm.chain.process import Process
 from ddpm.commands import evaluate as evaluation
+from ddpm.commands.sample_metrics import SampleMetrics
 from ddpm.data.digits import Digits
 from ddpm.data.images import InMemory
 from ddpm.metrics import classifier as classifier_module
 from ddpm.metrics import dataset_bound
 from ddpm.metrics import inception as inception_module
+from ddpm.metrics.base import Sizes
 from ddpm.metrics.classifier import Classifier, train_classifier
-from ddpm.metrics.feature_network import FeatureNetwork, feature_network, features_of
-from ddpm.metrics.fidelity import fidelity, unreliable
+from ddpm.metrics.feature_network import FeatureNetwork, feature_network
+from ddpm.metrics.features import real_features
+from ddpm.metrics.fid import FID
 from ddpm.metrics.inception import Folded, inception
+from ddpm.metrics.is_ import InceptionScore
+from ddpm.metrics.kid import KID
+from ddpm.metrics.prc import PrecisionRecall
+from ddpm.metrics.scores import rows, scores, unreliable
 from ddpm.metrics.weights import weights_digest
 from ddpm.model.diffusion import Diffusion
 from ddpm.network.unet import UNet
@@ -32,6 +39,12 @@ from ddpm.parallel.gathered import Gathered
 from ddpm.parameterization.eps import Eps
 from ddpm.schedule.linear import Linear
 from ddpm.variance.fixed_small import FixedSmall
+
+ALL = {"fid": FID(), "is": InceptionScore(), "kid": KID(), "prc": PrecisionRecall()}
+
+
+def one(name):
+    return {name: ALL[name]}
 
 
 @pytest.fixture(autouse=True)
@@ -70,8 +83,8 @@ def export(folder: Path, images: InMemory) -> str:
 
 
 def assert_equals_torch_fidelity(tmp_path, network, fake, real, **kwargs):
-    samples = features_of(network, fake, 256, batch_size=7)
-    ours = fidelity(samples, features_of(network, real, 256, batch_size=9))
+    samples = real_features(fake, network, 256, batch_size=7)
+    ours = scores(ALL, samples, real_features(real, network, 256, batch_size=9))
     theirs = torch_fidelity.calculate_metrics(
         input1=export(tmp_path / "fake", fake),
         input2=export(tmp_path / "real", real),
@@ -207,8 +220,8 @@ def test_two_ranks_report_the_same_metrics_as_one():
         dist_sync_fn=lambda local, group: [local, torch.cat(getattr(second, next(states)))],
     )
     reference = random_features(30, 1)
-    one = gathered(features, [index]).compute()
-    assert fidelity(first.compute(), reference) == fidelity(one, reference)
+    alone = gathered(features, [index]).compute()
+    assert scores(ALL, first.compute(), reference) == scores(ALL, alone, reference)
 
 
 def test_gathering_refuses_samples_without_indices():
@@ -218,7 +231,7 @@ def test_gathering_refuses_samples_without_indices():
 
 def test_fid_of_a_set_against_itself_is_zero():
     features = random_features(50)
-    result = fidelity(features, features)
+    result = scores(ALL, features, features)
     assert abs(result["fid"]) < 1e-6
     assert (result["precision"], result["recall"]) == (1, 1)
 
@@ -231,13 +244,13 @@ def test_fid_is_computed_in_float64():
     variance = np.cov((steps * 2.0**-13).double().numpy(), rowvar=False)
     shift = ((steps * 2 * 2.0**-13).double().mean(0) ** 2).sum()
     expected = float(shift + np.trace(variance) * (3 - 1) ** 2)
-    fid = fidelity({"features": fake}, {"features": real}, ["fid"])["fid"]
+    fid = scores(one("fid"), {"features": fake}, {"features": real})["fid"]
     assert fid == pytest.approx(expected, rel=1e-6)
 
 
 def test_fid_below_the_feature_dimension_warns():
-    assert fidelity(random_features(9), random_features(8, 1), ["fid"])["warnings"] == []
-    (warning,) = fidelity(random_features(7), random_features(9, 1), ["fid"])["warnings"]
+    assert FID().caution(Sizes(9, 8, 8)) is None
+    warning = FID().caution(Sizes(7, 9, 8))
     assert warning.startswith("FID is not reliable: 7 samples and 9 reference images for 8 features")
 
 
@@ -266,21 +279,26 @@ def test_fid_below_the_feature_dimension_warns():
     ],
 )
 def test_every_metric_of_too_few_images_is_said_to_be_unreliable(metric, enough, values, reason):
-    assert unreliable([metric], enough, enough, 64, 3) == {}
-    found = unreliable([metric], enough - 1, enough - 1, 64, 3)
+    metrics = [ALL[metric]]
+    assert unreliable(metrics, Sizes(enough, enough, 64, 3)) == {}
+    found = unreliable(metrics, Sizes(enough - 1, enough - 1, 64, 3))
     assert list(found) == values
     assert all(sentence.startswith(reason) for sentence in found.values())
-    one_sided = unreliable([metric], 10_000, enough - 1, 64, 3)
+    one_sided = unreliable(metrics, Sizes(10_000, enough - 1, 64, 3))
     assert list(one_sided) == ([] if metric == "is" else values)  # which has no reference
 
 
 def test_inception_score_of_ten_images_is_marked_and_not_shown_as_a_result(capsys):
-    found = fidelity(random_features(10), None, ["is"])
+    found = scores(one("is"), random_features(10))
     assert (found["is_mean"], found["is_std"]) == (pytest.approx(1), pytest.approx(0))
-    assert found["unreliable"] == ["is_mean", "is_std"]
-    (warning,) = found["warnings"]
-    part = found | {"n": 10, "features": "classifier"}
-    evaluation._show({"checkpoint": "last.ckpt", "step": 1, "weights": "ema", "samples": part})
+    cautions = unreliable(one("is").values(), Sizes(10, 0, 8, 8))
+    assert [*cautions] == ["is_mean", "is_std"]
+    (warning,) = set(cautions.values())
+    part = SampleMetrics(one("is"))
+    part.rows = rows(one("is").values())
+    result = {"n": 10, "features": "classifier", "unreliable": [*cautions], "warnings": [warning]}
+    of = {"checkpoint": "last.ckpt", "step": 1, "weights": "ema"}
+    evaluation._show(of | {"samples": found | result}, {"samples": part})
     shown = capsys.readouterr().out
     assert re.search(r"│ 1 ± \S+, unreliable", shown)
     assert f"warning: {warning}" in shown
@@ -288,50 +306,48 @@ def test_inception_score_of_ten_images_is_marked_and_not_shown_as_a_result(capsy
 
 def test_kid_subsets_shrink_to_the_smaller_set_and_say_so():
     fake, real = random_features(30), random_features(20, 1)
-    assert fidelity(fake, real, ["kid"])["kid_subset_size"] == 20
-    assert fidelity(fake, real, ["kid"], kid_subset_size=5)["kid_subset_size"] == 5
+    assert KID()(fake, real)["kid_subset_size"] == 20
+    assert KID(subset_size=5)(fake, real)["kid_subset_size"] == 5
 
 
 def test_only_what_is_asked_for_is_reported():
     fake, real = random_features(12), random_features(12, 1)
-    assert set(fidelity(fake, None, ["is"])) == {"is_mean", "is_std", "warnings", "unreliable"}
-    assert set(fidelity(fake, real, ["prc"])) == {"precision", "recall", "warnings", "unreliable"}
+    assert set(scores(one("is"), fake)) == {"is_mean", "is_std"}
+    assert set(scores(one("prc"), fake, real)) == {"precision", "recall"}
 
 
 def test_precision_and_recall_do_not_depend_on_the_memory_they_use(monkeypatch):
     fake, real = random_features(40), random_features(30, 1, shift=0.7)
-    whole = fidelity(fake, real, ["prc"])
+    whole = scores(one("prc"), fake, real)
     monkeypatch.setitem(torch_fidelity.defaults.DEFAULTS, "prc_batch_size", 16)
-    assert fidelity(fake, real, ["prc"]) == whole
+    assert scores(one("prc"), fake, real) == whole
 
 
 @pytest.mark.parametrize(
-    ("n", "metrics", "message"),
+    ("n", "metric", "message"),
     [
-        (20, ["fid", "lpips"], "metrics must be of fid, is, kid, prc, got lpips"),
-        (20, [], "metrics must be of fid, is, kid, prc, got none"),
-        (1, ["fid"], "fid needs at least 2 images, got 1; take more, or leave out fid"),
-        (9, ["is"], "is needs at least 10 images, got 9"),
-        (1, ["kid"], "kid needs at least 2 images, got 1"),
-        (3, ["prc"], "prc needs at least 4 images, got 3"),
+        (1, "fid", "fid needs at least 2 images, got 1; take more, or leave out fid"),
+        (9, "is", "is needs at least 10 images, got 9"),
+        (1, "kid", "kid needs at least 2 images, got 1"),
+        (3, "prc", "prc needs at least 4 images, got 3"),
     ],
 )
-def test_metrics_that_cannot_be_computed_say_why(n, metrics, message):
+def test_metrics_that_cannot_be_computed_say_why(n, metric, message):
     with pytest.raises(ValueError, match=message):
-        fidelity(random_features(n), random_features(20, 1), metrics)
+        scores(one(metric), random_features(n), random_features(20, 1))
 
 
 def test_metrics_refuse_what_they_cannot_compare():
     good, broken = random_features(12), random_features(12)
     broken["features"][3, 2] = math.nan
     with pytest.raises(ValueError, match="features of the samples hold NaN or infinity"):
-        fidelity(broken, good)
+        scores(one("fid"), broken, good)
     with pytest.raises(ValueError, match="features of the reference images hold NaN or infinity"):
-        fidelity(good, broken)
+        scores(one("fid"), good, broken)
     with pytest.raises(ValueError, match="samples have 8 features, the reference 4; use one feature network"):
-        fidelity(good, random_features(12, dim=4))
-    with pytest.raises(ValueError, match="give the reference, or ask for is alone"):
-        fidelity(good, None)
+        scores(one("fid"), good, random_features(12, dim=4))
+    with pytest.raises(ValueError, match="fid, kid, prc compare with real images; give them"):
+        scores(ALL, good)
 
 
 @pytest.mark.slow
@@ -339,7 +355,7 @@ def test_classifier_learns_the_digits():
     train, test = Digits().load("train"), Digits().load("test")
     network = feature_network("classifier", train, test, 10, 17)
     assert network.accuracy >= 0.95
-    logits = features_of(network, test, 17)["logits"]
+    logits = real_features(test, network, 17)["logits"]
     assert network.accuracy == pytest.approx(float((logits.argmax(1) == test.labels).float().mean()))
 
 
@@ -347,7 +363,7 @@ def test_classifier_states_its_accuracy_on_the_test_images(monkeypatch):
     monkeypatch.setitem(classifier_module.RECIPE, "examples", 1)
     train, test = (InMemory(x.pixels(range(len(x))) // 2 + 60, x.labels) for x in (blobs(96, 0), blobs(50, 1)))
     network = feature_network("classifier", train, test, 3)
-    logits = features_of(network, test, 256)["logits"]
+    logits = real_features(test, network, 256)["logits"]
     assert network.accuracy == int((logits.argmax(1) == test.labels).sum()) / 50
     assert 0.2 < network.accuracy < 1  # or the mode of evaluation would not show
 
@@ -420,22 +436,19 @@ def test_extraction_ignores_autocast():
 
 
 @pytest.mark.usefixtures("quick")
-def test_features_follow_the_chosen_images():
+def test_features_of_real_images_do_not_depend_on_the_batch_size():
     network, images = network_of(), blobs(16, 5)
-    chosen = torch.tensor([7, 0, 3])
-    everything = features_of(network, images, 256, batch_size=5)["features"]
-    some = features_of(network, images, 256, chosen)["features"]
-    assert torch.allclose(some, everything[chosen], atol=1e-5)
-    none = torch.tensor([], dtype=torch.int64)
-    assert features_of(network, images, 256, none)["features"].shape == (0, network.dim)
+    everything = real_features(images, network, 256)["features"]
+    assert torch.allclose(real_features(images, network, 256, batch_size=5)["features"], everything, atol=1e-5)
+    assert torch.allclose(real_features(images, network, 256, n=3)["features"], everything[:3], atol=1e-5)
 
 
 @pytest.mark.usefixtures("quick")
 def test_grey_levels_are_spread_before_the_network():
     network, images = network_of(), blobs(16, 5, levels=17)
     spread = InMemory((images.pixels(range(16)).float() * 255 / 16).round().byte(), images.labels)
-    expected = features_of(network, spread, 256)["features"]
-    assert torch.equal(features_of(network, images, 17)["features"], expected)
+    expected = real_features(spread, network, 256)["features"]
+    assert torch.equal(real_features(images, network, 17)["features"], expected)
 
 
 @pytest.mark.usefixtures("quick")

@@ -91,7 +91,7 @@ def two(tiny, hostile, tmp_path_factory):
     """The folder of a run on two processes, started in a folder whose modules are not to be imported."""
     folder = tmp_path_factory.mktemp("two")
     (folder / "probe.py").write_text(PROBE)
-    options = ("trainer.devices=2", "trainer.limit_val_batches=1.0", "callbacks.fid.n_samples=101")
+    options = ("trainer.devices=2", "trainer.limit_val_batches=1.0", "callbacks.quality.n_samples=101")
     probe = "+callbacks.probe._target_=probe.Probe"
     run(command(*tiny, *options, probe, f"hydra.run.dir={folder}/run"), env=environment(folder), cwd=hostile)
     return folder / "run"

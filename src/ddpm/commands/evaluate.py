@@ -1,126 +1,87 @@
 """Evaluation of a checkpoint."""
 
 import os
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from ddpm.commands.evaluation import guidance, nll, ode, quality, rate_distortion
+from ddpm.commands.evaluation.base import Evaluation, mark
 from ddpm.commands.output import new_folder
-from ddpm.commands.subject import Subject, subject
-from ddpm.metrics import fidelity
+from ddpm.commands.sample_metrics import SampleMetrics
+from ddpm.commands.subject import subject
+from ddpm.metrics.base import Metric
+from ddpm.setup import build
 from ddpm.support.files import write_json
 from ddpm.support.text import printable
 
-PARTS: dict[str, Callable[[Subject], Callable[[Path], dict[str, Any]]]] = {
-    "nll": nll.prepare,
-    "rate_distortion": rate_distortion.prepare,
-    "ode": ode.prepare,
-    "guidance": guidance.prepare,
-}
-METRICS = (*fidelity.METRICS, *PARTS)
+COUNTS = ("batch_size", "n_samples", "nll.n_images", "rate_distortion.n_images", "ode.n_images")
 
 
 def evaluate(cfg: Any) -> dict[str, Any]:
-    """Compute the metrics that are asked for, and write them to `metrics.json` in a new folder.
+    """Compute the chosen metrics and write them to `metrics.json` in a new folder.
 
     Args:
         cfg: an `EvaluateConfig`.
     Returns:
-        The content of the file: for every metric its value and what defines it.
+        The content of the file: the value of every metric, and what defines it.
     """
-    unknown = [name for name in cfg.metrics if name not in METRICS]
-    if unknown or not cfg.metrics:
-        raise ValueError(f"metrics must be of {', '.join(METRICS)}, got {', '.join(unknown) or 'none'}")
-    for name, value in (
-        ("batch_size", cfg.batch_size),
-        ("n_samples", cfg.n_samples),
-        ("nll.n_images", cfg.nll.n_images),
-        ("rate_distortion.n_images", cfg.rate_distortion.n_images),
-        ("ode.n_images", cfg.ode.n_images),
-    ):
+    for name in COUNTS:
+        value = OmegaConf.select(cfg, name)
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-
+    parts = chosen(cfg.metrics)
     of = subject(cfg)
-    parts = {name: prepare(of) for name, prepare in PARTS.items() if name in cfg.metrics}
-    of_samples = [name for name in cfg.metrics if name in fidelity.METRICS]
-    if of_samples:
-        parts["samples"] = quality.prepare(of, of_samples)
+    runs = {name: part.prepare(of) for name, part in parts.items()}
     result: dict[str, Any] = of.origin | {"data": of.config["data"], "data_of_training": of.of_training}
     parent, again = Path(cfg.output_dir or Path(cfg.ckpt).parent), "repeat the command with the metrics that are left"
     with new_folder(parent, "evaluate", of.leads, again) as folder:
-        for name, run in parts.items():
+        for name, run in runs.items():
             result[name] = run(folder)
             if of.leads:
                 write_json(folder / "metrics.json", result)
         if of.leads:
-            _show(result)
+            _show(result, parts)
     return result
 
 
-ROWS = (  # part, key, label, key of the spread
-    ("nll", "bits_per_dim", "bits/dim", "standard_error"),
-    ("nll", "standard_error_times", "  error due to the times", None),
-    ("nll", "prior", "  prior L_T", None),
-    ("nll", "rate", "  rate L_1 + ... + L_T", None),
-    ("nll", "distortion", "  distortion L_0", None),
-    ("ode", "bits_per_dim", "bits/dim of the ODE", "standard_error"),
-    ("samples", "fid", "FID", None),
-    ("samples", "fid_floor", "  of real test images (floor)", None),
-    ("samples", "is_mean", "IS", "is_std"),
-    ("samples", "kid_mean", "KID", "kid_std"),
-    ("samples", "precision", "precision", None),
-    ("samples", "recall", "recall", None),
-    ("samples", "accuracy", "accuracy of the classes asked for", None),
-    ("samples", "fid_class_mean", "FID of one class, mean", None),
-)
+def chosen(metrics: Mapping[str, Any]) -> dict[str, Evaluation]:
+    """The parts of the result, by name; all metrics of samples are one part, `samples`.
+
+    Raises:
+        ValueError: there is no metric, or an option is wrong.
+    """
+    if not metrics:
+        raise ValueError("metrics must name at least one metric, got none; choose for instance metrics=[fid,is,nll]")
+    built = {name: build.instance(f"metrics.{name}", node) for name, node in metrics.items()}
+    of_samples = {name: each for name, each in built.items() if isinstance(each, Metric)}
+    parts = {name: each for name, each in built.items() if name not in of_samples}
+    for name, part in parts.items():
+        if not isinstance(part, Evaluation):
+            raise ValueError(f"metrics.{name} must derive from Metric or Evaluation, got {type(part).__name__}")
+    return parts | ({"samples": SampleMetrics(of_samples)} if of_samples else {})
 
 
-def _show(result: dict[str, Any]) -> None:
+def _show(result: dict[str, Any], parts: Mapping[str, Evaluation]) -> None:
     console = Console()
     sign = "±" if console.encoding.startswith("utf") else "+-"
-    title = partial(Table, title_justify="left")
     name = printable(os.path.basename(result["checkpoint"]))
-    table = title(title=f"{name}, step {result['step']:,}, {result['weights']} weights")
-    for column in ("metric", "value", "N", "of"):
-        table.add_column(column)
-    for part, key, label, spread in ROWS:
-        found = result.get(part, {})
-        if key in found:
-            error = found[spread] if spread else None
-            value = f"{found[key]:.4g}" + (f" {sign} {error:.2g}" if error is not None else "") + _mark(found, key)
-            of = f"{found['features']} features" if part == "samples" else f"{found['split']} images"
-            table.add_row(label, value, str(found["fid_floor_n" if key == "fid_floor" else "n"]), of)
+    title = f"{name}, step {result['step']:,}, {result['weights']} weights"
+    table = Table("metric", "value", "N", "of", title=title, title_justify="left")
+    for name, part in parts.items():
+        found = result[name]
+        for row in part.rows:
+            if row.value in found:
+                error = found[row.spread] if row.spread else None
+                spread = f" {sign} {error:.2g}" if error is not None else ""
+                value = f"{found[row.value]:.4g}" + spread + mark(found, row.value)
+                table.add_row(row.label, value, str(found[row.n]), part.of(found))
     if table.row_count:
         console.print(table)
-    if "nll" in result:
-        print(result["nll"]["division"])
-    if "rate_distortion" in result:
-        curve = title(title=f"Rate-distortion, N = {result['rate_distortion']['n']}")
-        for column in ("reverse steps", "rate (bits/dim)", "RMSE (0..255)"):
-            curve.add_column(column, justify="right")
-        for row in result["rate_distortion"]["table"]:
-            curve.add_row(str(row["steps"]), f"{row['rate']:.5f}", f"{row['rmse']:.5f}")
-        console.print(curve)
-    if "guidance" in result:
-        sweep = title(title=f"Guidance, N = {result['guidance']['n']}, {result['guidance']['features']} features")
-        columns = list(result["guidance"]["table"][0])
-        for column in columns:
-            name = {"fid": "FID", "fid_class_mean": "FID of one class, mean"}.get(column, column)
-            sweep.add_column(name + _mark(result["guidance"], column), justify="right")
-        for row in result["guidance"]["table"]:
-            sweep.add_row(*(f"{row[column]:.4g}" for column in columns))
-        console.print(sweep)
-    warnings = [each for part in ("samples", "guidance") for each in result.get(part, {}).get("warnings", [])]
-    for warning in dict.fromkeys(warnings):
+    for name, part in parts.items():
+        part.show(result[name], console)
+    for warning in dict.fromkeys(each for name in parts for each in result[name].get("warnings", [])):
         print(f"warning: {warning}")
-
-
-def _mark(found: dict[str, Any], key: str) -> str:
-    """What is said beside a value that is of too few images."""
-    return ", unreliable" if key in found.get("unreliable", []) else ""

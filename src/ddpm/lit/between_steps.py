@@ -64,7 +64,7 @@ class BetweenSteps(lightning.Callback):
         self._acted = step if self._state is None or self._state["acted"] else -1
         if resumed is not None and Path(resumed).resolve() == (Path(trainer.default_root_dir) / LAST).resolve():
             self.saved = step
-        recorded = {name for callback in _periodic(trainer) for name in callback.records}
+        recorded = {name for callback in _periodic(trainer) for name in callback.labels}
         for callback in monitoring(trainer, recorded):
             vars(callback)["on_validation_end"] = _nothing  # before its own, which `Periodic.record` calls
         if trainer.is_global_zero:

@@ -152,7 +152,7 @@ def _module(plan: Plan, source: Source) -> DDPM:
 def _stored(plan: Plan, source: Source, classes: int) -> dict[str, Any]:
     """What a checkpoint holds of the configuration: what rebuilds and evaluates the model."""
     config = plan.config
-    fid, bits_per_dim = (config["callbacks"].get(name, {}) for name in ("fid", "bits_per_dim"))
+    quality, bits_per_dim = (config["callbacks"].get(name, {}) for name in ("quality", "bits_per_dim"))
     return {key: config[key] for key in STORED & {*config}} | {
         "total_batch": plan.total_batch,
         "image": {
@@ -162,8 +162,8 @@ def _stored(plan: Plan, source: Source, classes: int) -> dict[str, Any]:
             "class_names": list(source.classes),
         },
         "evaluation": {
-            "features": fid.get("features", "inception"),
-            "n_samples": fid.get("n_samples"),
+            "features": quality.get("features", "inception"),
+            "n_samples": quality.get("n_samples"),
             "clip": bits_per_dim.get("clip", False),
         },
     }

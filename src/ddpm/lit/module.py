@@ -72,7 +72,8 @@ class DDPM(lightning.LightningModule):
         self.quartiles = QuartileLoss(diffusion.T)
         self.validation_loss = MeanMetric()
         self.results: dict[str, float] = {}
-        self.unreliable: dict[str, str] = {}  # results that are of too few images, with the reason
+        self.unreliable: list[str] = []  # names of results from too few images
+        self.warnings: list[str] = []  # what to say of the results
         self._step: dict[str, Tensor | float] = {}
 
     @property

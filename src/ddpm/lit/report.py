@@ -1,4 +1,4 @@
-"""What a training run says before it starts and when it ends."""
+"""What a training run prints before it starts and when it ends."""
 
 import math
 import os
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ddpm.lit.callbacks.periodic import Periodic
 from ddpm.lit.datamodule import DataModule
 from ddpm.lit.module import DDPM
 from ddpm.setup.fused import replaced
@@ -35,7 +36,7 @@ def _choice(node: Any) -> str:
 
 
 def summary(trainer: lightning.Trainer, module: DDPM, data: DataModule, config: Mapping[str, Any]) -> None:
-    """Print what is about to be trained."""
+    """Print what will be trained."""
     parameters = sum(p.numel() for p in module.diffusion.network.parameters())
     channels, height, width = data.source.shape
     accumulate = trainer.accumulate_grad_batches
@@ -61,35 +62,30 @@ def summary(trainer: lightning.Trainer, module: DDPM, data: DataModule, config: 
     print(f"folder: {shown(trainer.default_root_dir)}")
 
 
-LABELS = {
-    "train/loss": "training loss",
-    "val/loss": "validation loss (averaged weights)",
-    "bits_per_dim": "bits/dim",
-    "standard_error": "  standard error over images",
-    "standard_error_times": "  standard error due to the times",
-    "prior": "  prior L_T",
-    "rate": "  rate L_1 + ... + L_T",
-    "distortion": "  distortion L_0",
-    "rmse": "  RMSE of the reconstruction (0..255)",
-    "bits_per_dim_n": "  test images",
-    "fid": "FID",
-    "fid_n": "  samples",
-    "fid_floor": "  of real test images (floor)",
-    "images_per_second": "training images/s",
-}
+def _labels(trainer: lightning.Trainer) -> dict[str, str]:
+    """What to print for each metric."""
+    labels = {"train/loss": "training loss", "val/loss": "validation loss (averaged weights)"}
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        labels |= callback.labels if isinstance(callback, Periodic) else {}
+    return labels | {"images_per_second": "training images/s"}
 
 
 def results(trainer: lightning.Trainer, module: DDPM, config: Mapping[str, Any]) -> None:
-    """Print the last value of each metric and what to look at, and write the values with the configuration."""
+    """Print the last value of each metric and where to look, and write the values with the configuration."""
     values = {name: float(value) for name, value in trainer.callback_metrics.items()} | module.results
     values.pop("step", None)
     wrong = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
     if wrong:
-        raise ValueError(f"there are no results, for {', '.join(wrong)}; lower optimizer.lr, or raise warmup_steps")
-    warnings = [*dict.fromkeys(module.unreliable.values())]
-    content = {"steps": trainer.global_step, "metrics": values, "warnings": warnings, "config": comparable(config)}
+        raise ValueError(f"there are no results: {', '.join(wrong)}; lower optimizer.lr, or raise warmup_steps")
+    content = {
+        "steps": trainer.global_step,
+        "metrics": values,
+        "warnings": module.warnings,
+        "config": comparable(config),
+    }
     write_json(Path(trainer.default_root_dir) / RESULTS, content)
-    labels = LABELS | {name: name for name in sorted(set(values) - set(LABELS))}
+    labels = _labels(trainer)
+    labels |= {name: name for name in sorted(set(values) - set(labels))}
     rows = {
         label: f"{values[name]:.4g}" + (", unreliable" if name in module.unreliable else "")
         for name, label in labels.items()
@@ -100,7 +96,7 @@ def results(trainer: lightning.Trainer, module: DDPM, config: Mapping[str, Any])
     found = {"checkpoint": folder / LAST, "samples": grids[-1] if grids else None}
     found |= {"metrics": folder / METRICS, "results": folder / RESULTS}
     _table(f"Results after {trainer.global_step:,} steps", rows)
-    for warning in warnings:
+    for warning in module.warnings:
         print(f"warning: {warning}")
     for name, path in found.items():
         if path is not None and path.exists():

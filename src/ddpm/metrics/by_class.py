@@ -1,15 +1,15 @@
-"""How well samples are of the classes that were asked for."""
+"""How well samples match the classes they were drawn for."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor
 
-from ddpm.metrics.fidelity import fidelity
+from ddpm.metrics.fid import FID
+from ddpm.metrics.scores import scores
 
 
 def accuracy(samples: Mapping[str, Tensor], labels: Tensor) -> float:
-    """Share of samples that the classifier gives the class that was asked for, in [0, 1].
+    """Share of samples that the classifier assigns to their requested class, in [0, 1].
 
     Args:
         samples: `logits` (N, classes) of a classifier of the data.
@@ -25,17 +25,17 @@ def fid_by_class(
 
     Args:
         samples: `features` (N, dim).
-        labels: of the samples, int64, shape (N,).
+        labels: requested classes, int64, shape (N,).
         reference: the same of real images.
-        reference_labels: of these.
+        reference_labels: their classes.
     Returns:
-        For each class of which there are two samples and two real images or more. FID of few samples is biased
-        upwards, so that these compare with each other, not with FID over all classes.
+        For each class with at least two samples and two real images. FID of few samples is biased upwards: compare
+        these with each other, not with FID over all classes.
     """
-    found: dict[int, Any] = {}
+    found: dict[int, float] = {}
     for label in sorted(set(labels.tolist())):
         mine = {key: value[labels == label] for key, value in samples.items()}
         real = {key: value[reference_labels == label] for key, value in reference.items()}
         if min(len(mine["features"]), len(real["features"])) > 1:
-            found[label] = fidelity(mine, real, ["fid"])["fid"]
+            found[label] = scores({"fid": FID()}, mine, real)["fid"]
     return found

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import register_feature_extractor
 
+from ddpm.data.images import Images
 from ddpm.data.scaling import as_uint8
 from ddpm.metrics.weights import NEITHER, load_weights
 from ddpm.support import bars
@@ -27,16 +28,6 @@ from ddpm.support.files import write_tensors
 # Whatever changes the trained weights is listed here: the cache is keyed on it.
 RECIPE = {"version": 1, "seed": 0, "dim": 64, "batch": 128, "lr": 5e-3, "examples": 60_000, "least_epochs": 3}
 FORMAT = "ddpm classifier 1"
-
-
-class LabelledImages(Protocol):
-    """What is asked of a data set's split."""
-
-    labels: Tensor
-
-    def __len__(self) -> int: ...
-    def pixels(self, indices: Tensor) -> Tensor: ...
-    def digest(self) -> str: ...
 
 
 def network(channels: int, classes: int, size: Sequence[int]) -> nn.Sequential:
@@ -123,9 +114,7 @@ class Classifier(FeatureExtractorBase):
 register_feature_extractor("classifier", Classifier)
 
 
-def train_classifier(
-    images_train: LabelledImages, images_test: LabelledImages, classes: int | None, levels: int
-) -> Path:
+def train_classifier(images_train: Images, images_test: Images, classes: int | None, levels: int) -> Path:
     """File of the classifier of these images, trained now or found in the cache.
 
     The same images give the same file; the global random state is neither read nor changed. The file also
@@ -149,7 +138,7 @@ def train_classifier(
         )
 
 
-def _trained(images_train: LabelledImages, images_test: LabelledImages, classes: int, levels: int) -> dict[str, Any]:
+def _trained(images_train: Images, images_test: Images, classes: int, levels: int) -> dict[str, Any]:
     _, channels, *size = images_train.pixels(torch.arange(1)).shape
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(RECIPE["seed"]))
@@ -177,7 +166,7 @@ def _explained() -> Iterator[None]:
         ) from error
 
 
-def _fit(net: nn.Sequential, images: LabelledImages, levels: int) -> None:
+def _fit(net: nn.Sequential, images: Images, levels: int) -> None:
     n = len(images)
     batch = min(int(RECIPE["batch"]), n)
     epochs = max(int(RECIPE["least_epochs"]), math.ceil(RECIPE["examples"] / n))
@@ -201,7 +190,7 @@ def _fit(net: nn.Sequential, images: LabelledImages, levels: int) -> None:
 
 
 @torch.inference_mode()
-def _accuracy(net: nn.Sequential, images: LabelledImages, levels: int) -> float:
+def _accuracy(net: nn.Sequential, images: Images, levels: int) -> float:
     right = 0
     for indices in torch.split(torch.arange(len(images)), 1000):
         logits = net(_scaled(as_uint8(images.pixels(indices), levels)))

@@ -1,15 +1,13 @@
 """Images to features: one interface to the networks that FID and its relatives look through."""
 
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
-from tqdm import tqdm
 
-from ddpm.data.scaling import as_uint8
-from ddpm.metrics.classifier import Classifier, LabelledImages, train_classifier
+from ddpm.data.images import Images
+from ddpm.metrics.classifier import Classifier, train_classifier
 from ddpm.metrics.inception import Folded, inception
 from ddpm.metrics.weights import weights_digest
 from ddpm.parallel import processes
@@ -38,10 +36,13 @@ class FeatureNetwork:
     Attributes:
         digest: first 16 hex digits of the sha256 of the weights.
         dim: number of features.
+        classes: number of logits.
         resize: how images are resized before the network.
         accuracy: the classifier's accuracy on test images, in 0..1; None for Inception.
         dtype: one of DTYPES, in what the network computes; what it returns is float32 either way.
     """
+
+    values: tuple[str, ...] = ("features", "logits")
 
     def __init__(self, name: str, extractor: FeatureExtractorBase) -> None:
         if name not in LAYERS:
@@ -56,7 +57,8 @@ class FeatureNetwork:
         self.digest = weights_digest(extractor.state_dict())
         extractor.requires_grad_(False).eval()
         self.extractor = Folded(extractor) if name == "inception" else extractor
-        self.dim: int = extractor.fc.in_features if name == "inception" else extractor.network[-1].in_features
+        last: torch.nn.Linear = extractor.fc if name == "inception" else extractor.network[-1]
+        self.dim, self.classes = last.in_features, last.out_features
         self.resize = LAYERS[name][2]
         self.accuracy: float | None = getattr(extractor, "accuracy", None)
         self.dtype = "float32"
@@ -81,8 +83,8 @@ class FeatureNetwork:
 
 def feature_network(
     features: str,
-    images_train: LabelledImages | None = None,
-    images_test: LabelledImages | None = None,
+    images_train: Images | None = None,
+    images_test: Images | None = None,
     classes: int | None = None,
     levels: int = 256,
     inception_weights: str | Path | None = None,
@@ -100,50 +102,24 @@ def feature_network(
 
 def shared_network(
     features: str,
-    images_train: LabelledImages,
-    images_test: LabelledImages,
+    images_train: Images,
+    images_test: Images,
     classes: int,
     levels: int,
     inception_weights: str | Path | None,
+    dtype: str = "float32",
 ) -> FeatureNetwork:
-    """`feature_network` on every process: the first trains or fetches it, the others then find it."""
+    """`feature_network` on every process: the first trains or fetches it, the others then find it.
+
+    Args:
+        dtype: of DTYPES.
+        others: as in `feature_network`.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"features_dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     for turn in (True, False):
         if turn == (processes.share().rank == 0):
             network = feature_network(features, images_train, images_test, classes, levels, inception_weights)
         processes.agreed(None)
+    network.dtype = dtype
     return network
-
-
-class Images(Protocol):
-    """A split of a data set."""
-
-    def __len__(self) -> int: ...
-    def pixels(self, indices: Tensor) -> Tensor: ...
-
-
-def features_of(
-    network: FeatureNetwork,
-    images: Images,
-    levels: int,
-    indices: Tensor | None = None,
-    batch_size: int = 256,
-    device: torch.device | str = "cpu",
-    progress: bool = False,
-) -> dict[str, Tensor]:
-    """Features (N, dim) and logits (N, classes) of a split, on the CPU, in the order of `indices`.
-
-    Args:
-        network: the feature network.
-        images: pixels in 0..levels-1.
-        levels: number of grey levels.
-        indices: int64 (N,), which images; None takes all.
-        batch_size: images at a time; the result does not depend on it beyond rounding.
-        device: where to compute.
-        progress: whether to show a bar.
-    """
-    indices = torch.arange(len(images)) if indices is None else indices
-    parts: dict[str, list[Tensor]] = {"features": [], "logits": []}
-    for batch in tqdm(torch.split(indices, batch_size), desc=network.name, leave=False, disable=not progress):
-        for key, value in network(as_uint8(images.pixels(batch), levels).to(device)).items():
-            parts[key].append(value.cpu())
-    return {key: torch.cat(values) for key, values in parts.items()}

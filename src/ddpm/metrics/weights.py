@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-NEITHER = "or do without features: ~callbacks.fid in training, metrics=[nll] in evaluation"
+NEITHER = "or do without features: ~callbacks.quality in training, metrics=[nll] in evaluation"
 """The way out where neither feature network is to be had."""
 
 

@@ -40,6 +40,7 @@ class TrainConfig:
     strategy: Any = MISSING
     sampler: Any = MISSING
     callbacks: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
     logger: dict[str, Any] = field(default_factory=dict)
     ema: EMAConfig = field(default_factory=EMAConfig)
     batch_size: int = MISSING
@@ -86,7 +87,7 @@ class EvaluateConfig:
     """What evaluate.py is given."""
 
     ckpt: str = MISSING
-    metrics: list[str] = MISSING
+    metrics: dict[str, Any] = field(default_factory=dict)
     weights: str = MISSING
     n_samples: int | None = MISSING
     split: str = MISSING

@@ -1,1 +1,1 @@
-"""What evaluate.py computes: one file for each part of its result."""
+"""Parts of evaluate.py's result: one file each."""

@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
 
 from ddpm.commands import plots
+from ddpm.commands.evaluation.base import Evaluation
 from ddpm.commands.evaluation.nll import chain, choices, clip, full_bound
 from ddpm.commands.subject import Subject
 from ddpm.generation import trajectory
@@ -17,45 +20,55 @@ from ddpm.support.bars import Steps
 from ddpm.support.files import write_csv
 
 ROWS = 10
-"""Of the table; the CSV file has all."""
+"""Rows of the printed table; the CSV file has all."""
 FRACTIONS = (1.0, 0.75, 0.5, 0.25)
 SAMPLES = 8
 PREDICTIONS = 11
 
 
-def prepare(subject: Subject) -> Callable[[Path], dict[str, Any]]:
-    """Check the options; what is returned computes the curve and draws it, and progressive generation."""
-    cfg = subject.cfg
-    model = chain(subject)
-    n = subject.count(cfg.rate_distortion.n_images)
-    clip(subject)
-    sampler = subject.sampler
+class RateDistortion(Evaluation):
+    """Computes and draws the rate-distortion curve, and draws progressive generation."""
 
-    def run(folder: Path) -> dict[str, Any]:
-        curve = rate_distortion(full_bound(subject, n))
-        T = model.T
-        rows = [
-            {"steps": steps, "t": T - steps + 1, "rate": rate, "rmse": rmse}
-            for steps, rate, rmse in zip(*(each.tolist() for each in curve), strict=True)
-        ]
-        if subject.leads:
-            pictures = {"rate_distortion.png": plots.rate_distortion(curve), **_pictures(subject, sampler)}
-            write_csv(folder / "rate_distortion.csv", rows)
-            for name, figure in pictures.items():
-                plots.save(figure, folder / name)
-        table = sorted({math.ceil(T * i / ROWS) for i in range(1, ROWS + 1)}, reverse=True)
-        return {
-            "table": [rows[steps - 1] for steps in table],
-            "n": n,
-            **choices(subject, model),
-            "rmse": "root of the mean over images and dimensions, of x^_0 clipped to [-1, 1], on a scale of 0..255",
-        }
+    def prepare(self, subject: Subject) -> Callable[[Path], dict[str, Any]]:
+        cfg = subject.cfg
+        model = chain(subject)
+        n = subject.count(cfg.rate_distortion.n_images)
+        clip(subject)
+        sampler = subject.sampler
 
-    return run
+        def run(folder: Path) -> dict[str, Any]:
+            curve = rate_distortion(full_bound(subject, n))
+            T = model.T
+            rows = [
+                {"steps": steps, "t": T - steps + 1, "rate": rate, "rmse": rmse}
+                for steps, rate, rmse in zip(*(each.tolist() for each in curve), strict=True)
+            ]
+            if subject.leads:
+                pictures = {"rate_distortion.png": plots.rate_distortion(curve), **_pictures(subject, sampler)}
+                write_csv(folder / "rate_distortion.csv", rows)
+                for name, figure in pictures.items():
+                    plots.save(figure, folder / name)
+            table = sorted({math.ceil(T * i / ROWS) for i in range(1, ROWS + 1)}, reverse=True)
+            return {
+                "table": [rows[steps - 1] for steps in table],
+                "n": n,
+                **choices(subject, model),
+                "rmse": "root of the mean over images and dimensions, of x^_0 clipped to [-1, 1], on a scale of 0..255",
+            }
+
+        return run
+
+    def show(self, found: dict[str, Any], console: Console) -> None:
+        table = Table(title=f"Rate-distortion, N = {found['n']}", title_justify="left")
+        for column in ("reverse steps", "rate (bits/dim)", "RMSE (0..255)"):
+            table.add_column(column, justify="right")
+        for row in found["table"]:
+            table.add_row(str(row["steps"]), f"{row['rate']:.5f}", f"{row['rmse']:.5f}")
+        console.print(table)
 
 
 def _pictures(subject: Subject, sampler: Sampler) -> dict[str, Figure]:
-    """Progressive generation, by the names of the files."""
+    """Figures of progressive generation, by file name."""
     model, shape = subject.model, subject.shape
     length = sampler.chain(model).T
     noise = subject.noise(range(SAMPLES))

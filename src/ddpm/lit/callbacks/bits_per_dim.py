@@ -1,5 +1,7 @@
 """Bits/dim during training."""
 
+from types import MappingProxyType
+
 import lightning
 
 from ddpm.lit.callbacks.periodic import Periodic
@@ -10,24 +12,32 @@ from ddpm.parallel.share import Share
 
 
 class BitsPerDim(Periodic):
-    """The bound of Eq. 5 on the first test images, with its terms, by the averaged weights.
+    """Estimates the bound of Ho et al. 2020, Eq. 5, and its terms on the first test images, with the averaged weights.
 
-    A few times are evaluated for each image, by importance. The noise of image i at time t is a function of
-    (seed, i, t) and the images are the same every time, so that values can be compared from step to step and from run
-    to run.
+    Evaluates a few times t for each image, chosen by importance. The images are always the same, and the noise of image
+    i at time t depends only on (seed, i, t), so values can be compared across steps and runs.
 
     Args:
-        every_n_steps: steps between two evaluations; None for the end alone.
+        every_n_steps: steps between two evaluations; None for the end only.
         n_images: number of test images, of all processes together; None for all.
-        evaluations: of the network for each image, at least 3.
+        evaluations: network evaluations per image, at least 3.
         batch_size: images at a time on one process.
-        clip: clip x^_0 to [-1, 1] (see `Prediction`); the default of evaluate.py too.
+        clip: clip x^_0 to [-1, 1] (see `Prediction`); also the default of evaluate.py.
         seed: of the noise.
     """
 
-    records = frozenset({"bits_per_dim", "bits_per_dim_n", "standard_error", "standard_error_times"}) | {
-        *("prior", "rate", "distortion", "rmse")
-    }
+    labels = MappingProxyType(
+        {
+            "bits_per_dim": "bits/dim",
+            "standard_error": "  standard error over images",
+            "standard_error_times": "  standard error due to the times",
+            "prior": "  prior L_T",
+            "rate": "  rate L_1 + ... + L_T",
+            "distortion": "  distortion L_0",
+            "rmse": "  RMSE of the reconstruction (0..255)",
+            "bits_per_dim_n": "  test images",
+        }
+    )
 
     def __init__(
         self,

@@ -1,8 +1,8 @@
-"""A callback that acts every so many steps, and at the end."""
+"""Callbacks that run every so many steps and at the end of training."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Set
-from typing import ClassVar
+from types import MappingProxyType
 
 import lightning
 import torch
@@ -11,14 +11,14 @@ from ddpm.lit.module import DDPM
 
 
 class Periodic(lightning.Callback):
-    """Acts after every `every_n_steps` optimizer steps and after the last one; `BetweenSteps` calls it.
+    """Runs after every `every_n_steps` optimizer steps and after the last one; called by `BetweenSteps`.
 
     Args:
-        every_n_steps: steps between two runs; None for the end alone.
+        every_n_steps: steps between two runs; None for the end only.
     """
 
-    records: ClassVar[frozenset[str]] = frozenset()
-    """The names of the metrics that `run` may record, which other callbacks can monitor."""
+    labels: Mapping[str, str] = MappingProxyType({})
+    """Names of the metrics that `run` may record, which other callbacks can monitor, and what to print for each."""
 
     def __init__(self, every_n_steps: int | None) -> None:
         if every_n_steps is not None and every_n_steps < 1:
@@ -29,14 +29,14 @@ class Periodic(lightning.Callback):
 
     @abstractmethod
     def run(self, trainer: lightning.Trainer, module: DDPM) -> None:
-        """What to do; called on every rank. It may be cut by a signal, and is then done anew by the resumed run."""
+        """What to do; called on every rank. If a signal interrupts it, the resumed run repeats it."""
 
     def due(self, step: int) -> bool:
-        """Whether `run` is to be called after this step."""
+        """Whether to call `run` after this step."""
         return self.every_n_steps is not None and step > 0 and step % self.every_n_steps == 0
 
     def record(self, trainer: lightning.Trainer, module: DDPM, metrics: Mapping[str, float]) -> None:
-        """Send metrics to the loggers, keep them as the latest results, and let callbacks that monitor them act."""
+        """Log metrics, keep them as the latest results, and notify the callbacks that monitor them."""
         module.results.update(metrics)
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
         for logger in trainer.loggers:
@@ -46,5 +46,5 @@ class Periodic(lightning.Callback):
 
 
 def monitoring(trainer: lightning.Trainer, metrics: Set[str]) -> list[lightning.Callback]:
-    """The callbacks that monitor one of the metrics, such as Lightning's ModelCheckpoint and EarlyStopping."""
+    """Callbacks that monitor one of the metrics, such as Lightning's ModelCheckpoint and EarlyStopping."""
     return [callback for callback in trainer.callbacks if getattr(callback, "monitor", None) in metrics]  # type: ignore[attr-defined]
