@@ -20,6 +20,7 @@ import ddpm
 from ddpm.chain.process import Process
 from ddpm.commands import cli, errors
 from ddpm.commands import evaluate as evaluation
+from ddpm.commands.evaluation.nll import NLL
 from ddpm.lit import devices
 from ddpm.lit.between_steps import BetweenSteps
 from ddpm.lit.interrupt import Signals
@@ -178,7 +179,8 @@ def test_what_is_not_ascii_is_printed_where_only_that_is_known(monkeypatch):
     monkeypatch.setattr(sys, "stdout", stream)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     row = {"bits_per_dim": 3.25, "standard_error": 0.5, "split": "test", "n": 8, "division": "of \N{DEGREE SIGN}"}
-    cli.start("evaluate", lambda: evaluation._show({"checkpoint": "x", "step": 1, "weights": "ema", "nll": row}))
+    result = {"checkpoint": "x", "step": 1, "weights": "ema", "nll": row}
+    cli.start("evaluate", lambda: evaluation._show(result, {"nll": NLL()}))
     stream.flush()
     shown = stream.buffer.getvalue().decode("ascii")
     assert "3.25 +- 0.5" in shown

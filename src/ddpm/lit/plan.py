@@ -10,6 +10,7 @@ import torch
 from omegaconf import OmegaConf
 
 import ddpm.lit.callbacks
+from ddpm.lit.callbacks.periodic import Periodic
 from ddpm.lit.devices import devices
 from ddpm.parallel import processes
 from ddpm.setup import build, speed
@@ -63,7 +64,8 @@ def planned(config: Mapping[str, Any]) -> Plan:
     if not 0 <= config["seed"] < 2**32:
         raise ValueError(f"seed must be at least 0 and below 2^32, got {config['seed']}")
     config["callbacks"] = {name: node for name, node in config["callbacks"].items() if node is not None}
-    known = sorted(module.name for module in pkgutil.iter_modules(ddpm.lit.callbacks.__path__))
+    modules = pkgutil.iter_modules(ddpm.lit.callbacks.__path__)
+    known = sorted(module.name for module in modules if module.name != Periodic.__module__.rsplit(".", 1)[-1])
     for name, node in config["callbacks"].items():
         if "_target_" not in node and name not in known:
             raise ValueError(f"callbacks.{name} has no _target_; the callbacks are {', '.join(known)}")
