@@ -24,7 +24,7 @@ from ddpm.chain.tables import Tables, gather, over_time
 
 
 class Coefficients(NamedTuple):
-    """Coefficients of the training process at S times, float64, each of shape (S,)."""
+    """Coefficients of the original process at S times, float64, each of shape (S,)."""
 
     sqrt_alpha_bar: Tensor
     sigma: Tensor
@@ -190,7 +190,7 @@ class Process(Tables):
         return Gaussian(mean, gather(self.log_beta_tilde, t, x_t))
 
     def respace(self, times: Tensor) -> "Process":
-        """Merge steps into a chain that visits only `times`, with the same marginals.
+        """The chain that visits only `times`, with merged steps and the same marginals.
 
         Args:
             times: strictly increasing times in (0, T] that end with T, shape (S,): integers, or, on the original

@@ -58,7 +58,7 @@ def _log_snr_ends(process: Process) -> tuple[float, float]:
 
 
 def _real(process: Process, steps: int, time: Callable[[Tensor], Tensor]) -> Tensor:
-    """time(part) for evenly spaced parts of [0, 1], the ends exactly 1 and T; T is left out if its SNR is zero."""
+    """Times from 1 to T, time(part) in between, part evenly spaced in [0, 1]; T has no part if its SNR is zero."""
     times = _from_one(process, steps)
     if steps > 2:
         part = torch.linspace(0, 1, steps - process.zero_terminal_snr, dtype=torch.float64)

@@ -29,8 +29,8 @@ WEIGHT_GRADIENT = native.Kernel(
 class Convolution(nn.Conv2d):
     """nn.Conv2d of stride 1 that uses the Winograd kernels on a CPU for large enough batches in channels-last.
 
-    3x3 kernels need four times fewer multiplications than direct convolution; 5x5, 1x7, 7x1, 1x3 and 3x1 kernels,
-    which have no gradients, need 1.75 to 2.8 times fewer. The arithmetic is float32 for every image dtype. A
+    3x3 kernels need up to four times fewer multiplications than direct convolution; 5x5, 1x7, 7x1, 1x3 and 3x1 kernels,
+    which have no Winograd gradients, need 1.75 to 2.8 times fewer. The arithmetic is float32 for every image dtype. A
     non-finite pixel makes all outputs of the tiles that read it non-finite.
     """
 

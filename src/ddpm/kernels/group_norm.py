@@ -30,7 +30,7 @@ class Settings(NamedTuple):
         eps: added to the variances.
         silu: whether SiLU follows.
         dropout: probability, in [0, 1).
-        seed: of the dropout mask, below 2^62; None without dropout. The gradient recomputes the mask from it.
+        seed: seed of the dropout mask, below 2^62; None without dropout. The gradient redraws the mask from it.
     """
 
     groups: int

@@ -14,6 +14,6 @@ class Network(nn.Module):
 
         Args:
             x_t: noisy images, scaled by the parameterization's c_in, shape (B, in_channels, H, W).
-            t: the parameterization's c_noise, shape (B,); by default times counted from 0.
+            t: the parameterization's c_noise, shape (B,); by default the time counted from 0.
             label: classes, int64, shape (B,); None for no class.
         """

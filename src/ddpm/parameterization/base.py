@@ -25,14 +25,14 @@ class Parameterization(ABC):
 
     @abstractmethod
     def coefficients(self, at: Coefficients) -> tuple[Tensor, Tensor]:
-        """a_t and b_t at S times, from the coefficients of the training process, float64, each of shape (S,)."""
+        """a_t and b_t at S times, from the coefficients of the original process, float64, each of shape (S,)."""
 
     def c_in(self, t: Tensor, process: Process) -> Tensor | None:
         """Scale of x_t in the network's input (Karras et al. 2022, Eq. 7), shape of t; None for 1.
 
         Args:
             t: real times in [1, T] of the process, shape (B,) or (1,).
-            process: the training process.
+            process: the original process, which the network was trained on.
         """
         return None
 
@@ -60,7 +60,7 @@ class Parameterization(ABC):
         return ratio, b_other - ratio * b
 
     def to(self, other: "Parameterization", process: Process) -> Affine:
-        """The map (y, x_t) -> y' at the times of a chain, with the coefficients of the training process."""
+        """The map (y, x_t) -> y' at the times of a chain, with the coefficients of the original process."""
         k_y, k_x = self.map_to(other, process.origin.coefficients(process.times[1:]))
         return Affine(over_time(k_y), over_time(k_x))
 

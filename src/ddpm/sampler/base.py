@@ -14,7 +14,7 @@ from ddpm.model.diffusion import Diffusion
 from ddpm.model.prediction import Clip, Prediction, check_clip
 
 Noise = Callable[[int], Tensor]
-"""Step -> standard normal, shape (B, C, H, W); no step is drawn twice. Step 0 is x_T, for any T."""
+"""Step -> standard normal, shape (B, C, H, W); no step is drawn twice. Step 0 gives x_T, for any T."""
 
 
 class State(NamedTuple):
@@ -67,7 +67,7 @@ class Sampler(ABC):
             at: the prediction at x_step, `at.x_t`.
             step: time in the chain, T..1.
             noise: drawn at `step`, and at T + step, 2 T + step, ... if one draw is not enough.
-            before: the state at x_step; None at the start.
+            before: the state after the previous step; None at the start.
         """
 
     def evaluations(self, T: int) -> int:

@@ -86,6 +86,6 @@ class Replacement(Solver):
 
 
 def _use(noise: Noise, k: int, step: int) -> Tensor:
-    """Noise of a step for the k-th use of it."""
+    """Noise for the k-th use of a step."""
     assert step < APART
     return noise(k * APART + step)

@@ -36,7 +36,7 @@ class TimeSampler(nn.Module):
         return t[mine], weight[mine]
 
     def update(self, t: Tensor, loss: Tensor) -> None:
-        """Learn from the losses of a step, which must include all ranks' losses on every rank.
+        """Learn from the losses of a step; every rank must receive the losses of all ranks.
 
         Args:
             t: times in 1..T, shape (N,).

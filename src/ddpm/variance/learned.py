@@ -10,8 +10,8 @@ from ddpm.variance.base import Variance
 class Learned(Variance):
     """log sigma^2 = log beta_tilde_t + raw, per element, unbounded.
 
-    The offset log beta_tilde_t gives a zero-initialised network a sensible variance, and carries over to a respaced
-    chain.
+    The offset log beta_tilde_t gives a zero-initialised network a sensible variance, and lets raw carry over to a
+    respaced chain.
     """
 
     extra_channels = 1
