@@ -147,7 +147,7 @@ def test_a_target_that_does_not_exist_is_one_line(message):
         (["schedule.beta_T=2"], "beta_T must be in (0, 1], got 2"),
         (["schedule.T=0"], "T must be at least 1, got 0"),
         (["schedule=cosine", "schedule.beta_max=2"], "beta_max must be in (0, 1], got 2"),
-        (["schedule=cosine", "schedule.beta_max=1"], "parameterization=eps says nothing of the image at t = 20"),
+        (["schedule=cosine", "schedule.beta_max=1"], "parameterization=eps cannot recover the image at t = 20"),
         (
             ["schedule=cosine", "schedule.beta_max=1", "parameterization=v", "sampler=heun"],
             "choose sampler=ancestral, ddim or dpm_solver",
@@ -360,7 +360,7 @@ def test_the_wrong_kind_of_weights_is_one_line(message, trained, tmp_path):
         ("sample", ("operator.size=3", "task=inverse", "solver=dps"), "operator has no _target_"),
         ("sample", ("operator=inpaint",), "task=grid takes no operator and no solver; task=inverse does"),
         ("sample", ("task=inverse", "operator=inpaint"), "task=inverse needs solver=..."),
-        ("sample", ("task=inverse", "operator=colourise", "solver=dps"), "needs images of 3 channels, these have 1"),
+        ("sample", ("task=inverse", "operator=colourise", "solver=dps"), "needs images with 3 channels, got 1"),
         ("sample", ("task=inverse", "operator=inpaint", "solver=dps", "draws=0"), "draws must be at least 1, got 0"),
         ("sample", ("task=inverse", "operator=inpaint", "solver=dps", "noise=-1"), "noise must be at least 0"),
         ("sample", ("task=inverse", "operator=inpaint", "solver=dps", "input=no.png"), "no.png"),
@@ -399,7 +399,7 @@ def test_labels_that_the_model_does_not_know(message, conditional, labels):
 
 def test_an_interval_that_is_none(message, conditional):
     line = message("sample", f"ckpt='{conditional}'", "guidance=1", "guidance_interval=[3]")
-    assert "guidance_interval must be the first and the last time" in line
+    assert "guidance_interval must be the first and last time" in line
 
 
 def test_a_sweep_over_nothing(message, conditional):

@@ -190,7 +190,9 @@ def test_a_compiler_that_hangs_is_given_up_with_what_it_started(home, tmp_path, 
     os.mkfifo(tmp_path / "held")
     compiler(f'sleep 1000 <>"{tmp_path}/held" & wait')
     monkeypatch.setattr(native, "LIMIT", 0.5)
-    with pytest.warns(UserWarning, match=r"could not be compiled, torch's are used: .*timed out after 0.5 seconds"):
+    with pytest.warns(
+        UserWarning, match=r"could not be compiled; using PyTorch's instead: .*timed out after 0.5 seconds"
+    ):
         assert native.library.__wrapped__() is None
     assert [*home.iterdir()] == []
     while is_held(tmp_path / "held"):  # until it is gone too
@@ -208,7 +210,7 @@ def is_held(pipe):
 @pytest.mark.parametrize("commands", ["true", 'echo garbage >"$out"', "printf 'error: \\377' >&2; exit 1"])
 def test_a_compiler_that_makes_no_library_is_said_in_one_line(compiler, commands):
     compiler(commands)
-    with pytest.warns(UserWarning, match="could not be compiled, torch's are used: ") as said:
+    with pytest.warns(UserWarning, match="could not be compiled; using PyTorch's instead: ") as said:
         assert native.library.__wrapped__() is None
     assert len(said) == 1
     assert len(str(said[0].message).splitlines()) == 1
@@ -216,5 +218,5 @@ def test_a_compiler_that_makes_no_library_is_said_in_one_line(compiler, commands
 
 def test_a_command_that_cannot_be_split_is_said_in_one_line(monkeypatch):
     monkeypatch.setenv("CXX", "g++ 'unclosed")
-    with pytest.warns(UserWarning, match="could not be compiled, torch's are used: No closing quotation"):
+    with pytest.warns(UserWarning, match="could not be compiled; using PyTorch's instead: No closing quotation"):
         assert native.library.__wrapped__() is None

@@ -131,7 +131,7 @@ def test_a_learned_variance_is_that_of_the_conditional_model():
 
 @pytest.mark.parametrize("interval", [(3,), (30, 10), (1, 2, 3)])
 def test_an_interval_has_a_first_and_a_last_time(interval):
-    with pytest.raises(ValueError, match="guidance_interval must be the first and the last"):
+    with pytest.raises(ValueError, match="guidance_interval must be the first and last"):
         Guidance(1.0, interval)
 
 

@@ -255,7 +255,7 @@ def test_other_solvers_need_a_linear_operator(solver):
         (lambda: GaussianBlur(0.0), "operator.width must be above 0"),
         (lambda: GaussianBlur(5.0).check(SHAPE), "too large for images of 12 x 12"),
         (lambda: MotionBlur(1), "operator.length must be at least 2"),
-        (lambda: Colourise().check((1, 8, 8)), "needs images of 3 channels"),
+        (lambda: Colourise().check((1, 8, 8)), "needs images with 3 channels"),
         (lambda: Function("no.such.function"), "operator.function=no.such.function cannot be imported"),
         (lambda: DPS(0.0), "solver.scale must be above 0"),
         (lambda: MMPS(0), "solver.iterations must be at least 1"),

@@ -101,7 +101,7 @@ def test_float64_runs_throughout():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(image_size=9), r"image_size 9 cannot be halved 1 times, as multipliers=\[1, 2\] asks"),
+        (dict(image_size=9), r"image_size 9 cannot be halved 1 times, as multipliers=\[1, 2\] requires"),
         (dict(attention=(16,)), r"attention at \[16\] is never reached; the levels of this network are \[8, 4\]"),
         (dict(dropout=1.0), r"dropout must be in \[0, 1\), got 1.0"),
         (dict(groups=5), "width must be even and divisible by groups=5, got 16"),

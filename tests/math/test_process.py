@@ -119,7 +119,7 @@ def test_spacings_are_even_in_what_they_say(process):
 
 
 def test_bad_chains_are_explained(process):
-    with pytest.raises(ValueError, match=r"every beta_t must lie in \(0, 1\), but beta_2 = 1.5"):
+    with pytest.raises(ValueError, match=r"every beta_t must be in \(0, 1\), but beta_2 = 1.5"):
         Process(torch.tensor([0.1, 1.5]))
     with pytest.raises(ValueError, match=r"steps must be in 1..1000 .* got 1001"):
         spacing.uniform(process, 1001)
@@ -155,5 +155,5 @@ def test_a_chain_may_visit_times_between_the_integers(process):
     assert chain.times.tolist() == [0, *times.tolist()]
     assert torch.allclose(chain.alpha_bar[1:], torch.sigmoid(process.log_snr(times)), rtol=1e-12)
     assert torch.allclose(chain.alpha_bar[[2, 4, 5]], process.alpha_bar[[1, 300, 1000]], rtol=1e-12)
-    with pytest.raises(ValueError, match="times between the integers are those of the original process"):
+    with pytest.raises(ValueError, match="non-integer times are times of the original process"):
         chain.respace(torch.tensor([1.5, 5.0]))

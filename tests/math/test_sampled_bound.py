@@ -162,7 +162,7 @@ def test_terms_by_time_are_those_of_the_full_bound(model, moments):
 
 
 def test_too_few_evaluations_are_explained(moments):
-    with pytest.raises(ValueError, match="evaluations must be at least 3 for each image, got 2"):
+    with pytest.raises(ValueError, match="evaluations must be at least 3 per image, got 2"):
         proposal(moments, 2)
 
 

@@ -169,7 +169,7 @@ def test_the_prior_is_exact_at_both_ends():
 
 
 def test_eps_cannot_be_trained_to_a_terminal_snr_of_zero():
-    with pytest.raises(ValueError, match=r"parameterization=eps says nothing of the image at t = 20, .*=v or x0"):
+    with pytest.raises(ValueError, match=r"parameterization=eps cannot recover the image at t = 20, .*=v or x0"):
         diffusion_of(None, Process(ZERO.beta()), Eps())
 
 

@@ -25,30 +25,30 @@ def kl(q: Gaussian, p: Gaussian) -> Tensor:
 
 
 def discretised_log_likelihood(x: Tensor, p: Gaussian, levels: int) -> Tensor:
-    """log of the mass that p gives to the bin of each grey level, Ho et al. 2020, Eq. 13.
+    """Log-probability of each grey level's bin under p, Ho et al. 2020, Eq. 13.
 
-    The K grey levels lie at 2k/(K-1) - 1; a bin reaches 1/(K-1) to either side of its level, and the outermost
-    bins are open, so that the K masses sum to one.
+    The K grey levels are 2k/(K-1) - 1. A bin extends 1/(K-1) to either side of its level; the outermost bins are
+    open, so the K probabilities sum to one.
 
     Args:
-        x: grey levels in [-1, 1], shape (B, ...); other values count as the nearest level.
-        p: the Gaussian that is discretised.
+        x: grey levels in [-1, 1], shape (B, ...); values in between are rounded to the nearest level.
+        p: the Gaussian to discretise.
         levels: K >= 2.
     Returns:
-        Log-probabilities in nats, per element, <= 0, in float64: the far tails need it.
+        Log-probabilities in nats, per element, <= 0, in float64, which the far tails need.
     """
     half_bin = 1 / (levels - 1)
     mean = p.mean.double()
     inverse_sigma = torch.exp(-0.5 * p.log_var.double())
-    # The level itself, free of the rounding of x to float32, so that neighbouring bins share their edge.
+    # Undo the float32 rounding of x, so that neighbouring bins share their edge.
     level = ((x.double() + 1) / (2 * half_bin)).round()
     exact = 2 * half_bin * level - 1
-    # By symmetry the bin is moved to the lower tail, where log_ndtr keeps its precision.
+    # Mirror the bin into the lower tail, where log_ndtr is precise.
     side = torch.where(exact > mean, -1.0, 1.0)
     distance = side * (exact - mean)
     upper = torch.special.log_ndtr((distance + half_bin) * inverse_sigma)
     lower = torch.special.log_ndtr((distance - half_bin) * inverse_sigma)
-    # At an open end the bin reaches to infinity on its outer side.
+    # The outermost bins extend to infinity.
     outward = torch.where(level >= levels - 1, side, torch.where(level <= 0, -side, 0.0))
     upper = torch.where(outward > 0, torch.zeros_like(upper), upper)
     lower = torch.where(outward < 0, torch.full_like(lower, -torch.inf), lower)
@@ -56,7 +56,7 @@ def discretised_log_likelihood(x: Tensor, p: Gaussian, levels: int) -> Tensor:
 
 
 def log1mexp(x: Tensor) -> Tensor:
-    """log(1 - exp(x)) for x <= 0, by whichever form keeps its precision."""
+    """log(1 - exp(x)) for x <= 0, by whichever form is more precise."""
     near_zero = x > -math.log(2)
     small = torch.log(-torch.expm1(torch.where(near_zero, x, -1.0)))
     large = torch.log1p(-torch.exp(torch.where(near_zero, -1.0, x)))
@@ -64,5 +64,5 @@ def log1mexp(x: Tensor) -> Tensor:
 
 
 def bits_per_dim(nats: Tensor, dims: int) -> Tensor:
-    """Nats per image as bits per dimension."""
+    """Convert nats per image to bits per dimension."""
     return nats / (dims * math.log(2))

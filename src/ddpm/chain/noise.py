@@ -1,7 +1,7 @@
-"""Random numbers that are a function of its key, not of the order in which it is drawn.
+"""Random numbers that depend only on their key, not on the order of drawing.
 
-Philox is a counter-based generator: the noise of (seed, stream, index, step) can be drawn anywhere, in any batch, on
-any number of processes, and is the same to the last bit. It is drawn on the CPU, hence the same for every device.
+Philox is a counter-based generator: the noise of (seed, stream, index, step) is bit-identical in any batch and on any
+number of processes. It is drawn on the CPU, so it is the same for every device.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class Stream(IntEnum):
-    """Uses of noise that must not share it."""
+    """Independent streams of noise, one for each use."""
 
     SAMPLES = 1
     LIKELIHOOD = 2
@@ -28,15 +28,15 @@ class Stream(IntEnum):
 
 
 class IndexedNoise:
-    """Noise for a batch of images, each known by its index.
+    """Noise for a batch of images, keyed by their indices.
 
     Args:
-        seed: of the experiment, >= 0.
+        seed: seed of the experiment, >= 0.
         stream: what the noise is for.
-        indices: of the images, shape (B,).
-        shape: of one image, (C, H, W).
-        device: where the noise goes.
-        dtype: of the noise, float32 or float64.
+        indices: image indices, shape (B,).
+        shape: shape of one image, (C, H, W).
+        device: device of the noise.
+        dtype: float32 or float64.
     """
 
     def __init__(
@@ -60,24 +60,24 @@ class IndexedNoise:
         """Standard normal noise, shape (B, C, H, W).
 
         Args:
-            step: one for all images, or one for each, shape (B,).
+            step: one step for all images, or one per image, shape (B,).
         """
         return self._draw(step, lambda generator, out: generator.standard_normal(dtype=out.dtype, out=out))
 
     def uniform(self, step: int | Tensor) -> Tensor:
-        """Noise uniform in [0, 1), shape (B, C, H, W); it shares its key with the normal noise of the same step."""
+        """Uniform noise in [0, 1), shape (B, C, H, W), with the same key as the normal noise of that step."""
         return self._draw(step, lambda generator, out: generator.random(dtype=out.dtype, out=out))
 
     def _draw(self, step: int | Tensor, fill: Callable[[np.random.Generator, np.ndarray], Any]) -> Tensor:
         drawn = np.empty((len(self.indices), int(np.prod(self.shape))), self._numpy_dtype)
         steps = [step] * len(drawn) if isinstance(step, int) else step.tolist()
         for row, index, own in zip(drawn, self.indices, steps, strict=True):
-            # The lowest word of the counter advances with the numbers drawn.
+            # The lowest word of the counter advances as numbers are drawn.
             philox = np.random.Philox(key=self.seed, counter=[0, own, index, self.stream])
             fill(np.random.Generator(philox), row)
         return torch.from_numpy(drawn).reshape(len(drawn), *self.shape).to(self.device)
 
 
 def seed_from(*key: int) -> int:
-    """A 63-bit seed for a torch.Generator, a function of the key, well mixed."""
+    """Hash a key into a 63-bit seed for torch.Generator."""
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)

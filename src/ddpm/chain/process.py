@@ -24,7 +24,7 @@ from ddpm.chain.tables import Tables, gather, over_time
 
 
 class Coefficients(NamedTuple):
-    """What the network was trained with at some times: tables of the process, float64, each of shape (S,)."""
+    """Coefficients of the original process at S times, float64, each of shape (S,)."""
 
     sqrt_alpha_bar: Tensor
     sigma: Tensor
@@ -36,17 +36,16 @@ class Process(Tables):
     """q for a chain of T steps.
 
     Args:
-        beta: variances of the steps t = 1..T, each in (0, 1), the last in (0, 1], shape (T,), float64. beta_T = 1
-            leaves nothing of the image in x_T: a terminal SNR of zero (Lin et al. 2024).
-        times: for a respaced chain, the original time of each of its times 0..T, possibly between two of the original
-            ones, shape (T + 1,).
+        beta: variances of the steps t = 1..T, in (0, 1), shape (T,), float64. beta_T may be 1, which makes x_T pure
+            noise: zero terminal SNR (Lin et al. 2024).
+        times: for a respaced chain, the original time of each of its times 0..T, integer or not, shape (T + 1,).
         origin: for a respaced chain, the process that the network was trained on.
-        log_alpha: log(1 - beta), which says more where beta_t rounds to 1, shape (T,); None to compute it.
+        log_alpha: log(1 - beta), shape (T,), which is more precise where beta_t rounds to 1; None to compute it.
 
     Attributes:
         zero_terminal_snr: whether alpha_bar_T = 0.
     Raises:
-        ValueError: a variance lies outside (0, 1).
+        ValueError: a variance is outside (0, 1).
     """
 
     beta: Tensor
@@ -78,7 +77,7 @@ class Process(Tables):
         if not inside.all():
             t = int((~inside).nonzero()[0]) + 1
             raise ValueError(
-                f"every beta_t must lie in (0, 1), but beta_{t} = {beta[t - 1]:g} (the last alone may be 1); "
+                f"every beta_t must be in (0, 1), but beta_{t} = {beta[t - 1]:g} (only the last may be 1); "
                 f"change the schedule's range"
             )
         self.T = len(beta)
@@ -87,12 +86,12 @@ class Process(Tables):
         self.register_buffer("times", torch.arange(self.T + 1) if times is None else times, persistent=False)
 
         zero = beta.new_zeros(1)
-        # Through logarithms, so that alpha_bar and 1 - alpha_bar keep their precision at both ends.
+        # Logarithms keep alpha_bar and 1 - alpha_bar precise at both ends.
         log_alpha_bar = torch.cat([zero, torch.cumsum(log_alpha, 0)])
         one_minus = -torch.expm1(log_alpha_bar)
         before, now = one_minus[:-1], one_minus[1:]
         beta_tilde = beta * before / now
-        # beta~_1 = 0; beta~_2 stands in, so that log sigma^2 stays finite (a chain of one step has beta_1 only).
+        # beta~_1 = 0 is replaced by beta~_2 (in a chain of one step by beta_1) to keep log sigma^2 finite.
         beta_tilde[0] = beta_tilde[1] if self.T > 1 else beta[0]
 
         self.add_table("beta", torch.cat([zero, beta]))
@@ -110,14 +109,14 @@ class Process(Tables):
 
     @property
     def origin(self) -> "Process":
-        """The process that the network was trained on: this one unless it is respaced."""
+        """The process that the network was trained on: this one unless respaced."""
         return self if self.respaced_from is None else self.respaced_from
 
     def log_snr(self, times: Tensor) -> Tensor:
-        """lambda = log(alpha_bar / (1 - alpha_bar)) at real times in [0, T], float64; it falls with time.
+        """Log-SNR lambda = log(alpha_bar / (1 - alpha_bar)) at real times in [0, T], float64, decreasing.
 
-        Linear in time between two integers. Below 1, where it rises to infinity at 0, 1 - alpha_bar is linear; where it
-        falls to -infinity at T, alpha_bar is, above T - 1.
+        lambda is linear between integer times. Where it is infinite at an end, another quantity is linear in the
+        outermost interval: 1 - alpha_bar below t = 1, and alpha_bar above T - 1 for zero terminal SNR.
         """
         times = times.to(self.lambda_t)
         last = self.T - 1 if self.zero_terminal_snr else self.T
@@ -129,7 +128,7 @@ class Process(Tables):
         return found
 
     def time(self, log_snr: Tensor) -> Tensor:
-        """The real time in [0, T] at which the log-SNR is as given: the inverse of `log_snr`."""
+        """Real time in [0, T] with the given log-SNR: the inverse of `log_snr`."""
         log_snr = log_snr.to(self.lambda_t)
         last = self.T - 1 if self.zero_terminal_snr else self.T
         table = self.lambda_t[1 : max(1, last) + 1]
@@ -144,9 +143,9 @@ class Process(Tables):
         return found.clamp(max=self.T)
 
     def coefficients(self, times: Tensor) -> Coefficients:
-        """The tables at real times in (0, T], shape (S,), as `log_snr` continues them between the integers.
+        """Coefficients at real times in (0, T], shape (S,), interpolated by `log_snr`.
 
-        The step that c_0 and c_t belong to begins one unit of time earlier, or at 0.
+        c_0 and c_t belong to the step from max(t - 1, 0) to t.
         """
         now, before = self.log_snr(times), self.log_snr((times.double() - 1).clamp(min=0))
         log_alpha_bar, log_alpha_bar_before = F.logsigmoid(now), F.logsigmoid(before)
@@ -185,26 +184,26 @@ class Process(Tables):
             x_t: noisy images at time t, shape (B, C, H, W).
             t: times in 1..T, shape (B,).
         Returns:
-            Mean mu_tilde and log-variance log beta_tilde (nats; at t = 1, where beta_tilde is 0, that of t = 2).
+            Mean mu_tilde and log-variance log beta_tilde in nats; t = 1, where beta_tilde is 0, takes that of t = 2.
         """
         mean = gather(self.c_0, t, x_t) * x_0 + gather(self.c_t, t, x_t) * x_t
         return Gaussian(mean, gather(self.log_beta_tilde, t, x_t))
 
     def respace(self, times: Tensor) -> "Process":
-        """The chain that visits only `times`: its steps merge the original ones, its marginals are the same.
+        """The chain that visits only `times`, with merged steps and the same marginals.
 
         Args:
-            times: strictly increasing times in (0, T] that end with T, shape (S,); integers, or for the original
-                process real numbers, between which `log_snr` interpolates.
+            times: strictly increasing times in (0, T] that end with T, shape (S,): integers, or, on the original
+                process, real numbers, at which `log_snr` interpolates.
         Raises:
-            ValueError: the times are not such.
+            ValueError: the times do not increase to T, or a respaced chain is given real numbers.
         """
         increasing = bool((times.diff() > 0).all())
         if not increasing or float(times[0]) <= 0 or float(times[-1]) != self.T:
             raise ValueError(f"times must increase within 1..{self.T} and end with {self.T}, got {times.tolist()}")
         if times.is_floating_point():
             if self.respaced_from is not None:
-                raise ValueError("times between the integers are those of the original process; respace that one")
+                raise ValueError("non-integer times are times of the original process; respace that one")
             visited = torch.cat([times.new_zeros(1), times]).double()
             log_alpha_bar = torch.cat([visited.new_zeros(1), F.logsigmoid(self.log_snr(visited[1:]))])
             return self._chain(log_alpha_bar, visited)

@@ -1,4 +1,4 @@
-"""The variance-preserving SDE whose marginals are those of a chain, Song et al. 2021, section 3.4.
+"""The variance-preserving SDE with the marginals of a chain, Song et al. 2021, section 3.4.
 
     dx = -1/2 beta(s) x ds + sqrt(beta(s)) dw,    s = t / T in [0, 1]
 
@@ -16,7 +16,7 @@ from ddpm.chain.process import Process
 
 
 class VPSDE:
-    """Drift, diffusion and marginals of the forward SDE, and the drift of its reverse and of its ODE.
+    """Drift, diffusion and marginals of the forward SDE; drifts of the reverse SDE and the probability-flow ODE.
 
     Args:
         process: the chain.
@@ -32,7 +32,7 @@ class VPSDE:
         self.log_alpha_bar = process.log_alpha_bar
 
     def beta(self, s: Tensor) -> Tensor:
-        """beta(s), float64, the shape of s, s in (0, 1]; constant on each step of the chain, its end i / T included."""
+        """beta(s) for s in (0, 1], float64, shape of s; constant on each step ((i - 1) / T, i / T] of the chain."""
         i = torch.searchsorted(self.ends.to(s.dtype), s).clamp(1, self.T)
         return self.T * (self.log_alpha_bar[i - 1] - self.log_alpha_bar[i])
 
@@ -61,13 +61,13 @@ class VPSDE:
         return Gaussian(self._like((0.5 * log_alpha_bar).exp(), x_0) * x_0, self._like(variance.log(), x_0))
 
     def simulate(self, x_0: Tensor, steps: int, noise: Callable[[int], Tensor], until: float = 1.0) -> Tensor:
-        """x(until) by Euler-Maruyama from x_0.
+        """Simulate from x_0 to x(until) by Euler-Maruyama.
 
         Args:
             x_0: shape (B, ...).
-            steps: equal ones, >= 1.
-            noise: step 1..steps -> standard normal, the shape of x_0.
-            until: the last s, in (0, 1].
+            steps: number of equal steps, >= 1.
+            noise: step 1..steps -> standard normal, shape of x_0.
+            until: final s, in (0, 1].
         """
         x, length = x_0, until / steps
         for step in range(1, steps + 1):

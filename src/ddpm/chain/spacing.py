@@ -1,4 +1,4 @@
-"""Which times t_1 < ... < t_S = T a chain of S steps visits: float64 or integers, shape (S,)."""
+"""Spacings: the times t_1 < ... < t_S = T that a chain of S steps visits, float64 or integers, shape (S,)."""
 
 import math
 from collections.abc import Callable
@@ -12,12 +12,12 @@ RHO = 7.0
 
 
 def uniform(process: Process, steps: int) -> Tensor:
-    """Evenly over 1..T, both ends included, rounded (one step visits T alone)."""
+    """Evenly spaced over 1..T, including both ends, rounded (a single step visits only T)."""
     return _from_one(process, steps).round().long()
 
 
 def quadratic(process: Process, steps: int) -> Tensor:
-    """sqrt(t - 1) evenly over its range, between the integers too: denser at small t (Song et al. 2021, DDIM)."""
+    """Evenly spaced in sqrt(t - 1), not rounded: denser at small t (Song et al. 2021, DDIM)."""
     return 1 + (_from_one(process, steps) - 1) ** 2 / max(1, process.T - 1)
 
 
@@ -28,13 +28,13 @@ def trailing(process: Process, steps: int) -> Tensor:
 
 
 def log_snr(process: Process, steps: int) -> Tensor:
-    """log-SNR evenly over that of 1..T, between the integers too (Lu et al. 2022); one of -infinity is left out."""
+    """Evenly spaced in log-SNR, not rounded (Lu et al. 2022); a terminal log-SNR of -infinity is left out."""
     first, last = _log_snr_ends(process)
     return _real(process, steps, lambda part: process.time(first + part * (last - first)))
 
 
 def karras(process: Process, steps: int) -> Tensor:
-    """(sigma / sqrt(alpha_bar))^(1/7) evenly over that of 1..T, as `log_snr` (Karras et al. 2022, Eq. 5)."""
+    """Evenly spaced in (sigma / sqrt(alpha_bar))^(1/7), otherwise as `log_snr` (Karras et al. 2022, Eq. 5)."""
     first, last = (math.exp(-0.5 / RHO * end) for end in _log_snr_ends(process))
     return _real(process, steps, lambda part: process.time(-2 * RHO * (first + part * (last - first)).log()))
 
@@ -45,7 +45,7 @@ def _check(process: Process, steps: int) -> None:
 
 
 def _from_one(process: Process, steps: int) -> Tensor:
-    """Evenly over [1, T], float64; one step visits T alone."""
+    """Evenly spaced times in [1, T], float64; a single step visits only T."""
     _check(process, steps)
     if steps == 1:
         return torch.tensor([process.T], dtype=torch.float64)
@@ -53,12 +53,12 @@ def _from_one(process: Process, steps: int) -> Tensor:
 
 
 def _log_snr_ends(process: Process) -> tuple[float, float]:
-    """The log-SNR at time 1 and at the last time at which it is finite."""
+    """Log-SNR at time 1 and at the last time where it is finite."""
     return float(process.lambda_t[1]), float(process.lambda_t[process.T - process.zero_terminal_snr])
 
 
 def _real(process: Process, steps: int, time: Callable[[Tensor], Tensor]) -> Tensor:
-    """time(part) for parts evenly over [0, 1], the ends exactly 1 and T; T has no part in it if its SNR is zero."""
+    """Times from 1 to T, time(part) in between, part evenly spaced in [0, 1]; T has no part if its SNR is zero."""
     times = _from_one(process, steps)
     if steps > 2:
         part = torch.linspace(0, 1, steps - process.zero_terminal_snr, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Float64 tables over the times 0..T, and how they are read."""
+"""Float64 tables over the times 0..T, and functions to read them."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ class Tables(nn.Module):
     """Float64 buffers that follow the module's device but never its dtype.
 
     Rounding 1 - alpha_bar_1 to float32 costs 1.7e-4, so tables stay in float64 when the model is cast, and are
-    cast only after the gather. They are not saved: the schedule rebuilds them.
+    cast only after the gather. They are not saved, because the schedule rebuilds them.
     """
 
     def add_table(self, name: str, values: Tensor) -> None:
@@ -33,22 +33,22 @@ def gather(table: Tensor, t: Tensor, like: Tensor) -> Tensor:
 
 
 def same(step: int, x: Tensor) -> Tensor:
-    """`step` as the time of each image of x, shape (B,); in memory it is one number."""
+    """`step` expanded to the times of a batch x, shape (B,), stored as a single number."""
     return torch.full((1,), step, device=x.device).expand(len(x))
 
 
 def distinct(t: Tensor) -> Tensor:
-    """Times (B,) as one, shape (1,), if they are one number in memory, as `same` makes them; else t."""
+    """`t`, shape (B,), reduced to shape (1,) if it is an expanded single number, as from `same`; otherwise t."""
     return t[:1] if t.stride(0) == 0 else t
 
 
 def over_time(values: Tensor) -> Tensor:
-    """Values for t = 1..T, shape (T,), as a table of length T + 1; reading t = 0 gives nan."""
+    """Extend values for t = 1..T, shape (T,), to a table of length T + 1 that holds nan at t = 0."""
     return torch.cat([values.new_full((1,), torch.nan), values])
 
 
 class Affine(Tables):
-    """The map (y, x_t) -> k_y[t] y + k_x[t] x_t, coefficients composed in float64."""
+    """The map (y, x_t) -> k_y[t] y + k_x[t] x_t, with coefficients composed in float64."""
 
     k_y: Tensor
     k_x: Tensor

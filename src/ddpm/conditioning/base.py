@@ -1,4 +1,4 @@
-"""What the network is told about an image besides its noisy version."""
+"""Conditioning: what the network receives besides the noisy image and the time."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -8,22 +8,22 @@ from torch import Tensor
 
 
 class Conditioning(ABC):
-    """Which labels a network is trained with."""
+    """The labels that a network is trained with."""
 
     @abstractmethod
     def classes(self, names: Sequence[str]) -> int:
-        """How many classes the network can be given, for data with these; 0 if it is unconditional.
+        """Number of classes of the network, for data with classes of these names; 0 if it is unconditional.
 
         Raises:
-            ValueError: the data have no classes, but some are needed.
+            ValueError: classes are needed, but the data has none.
         """
 
     @abstractmethod
     def labels(self, label: Tensor, classes: int, generator: torch.Generator) -> Tensor:
-        """What the network is told in a training step, int64, shape (B,).
+        """Labels for the network in a training step, int64, shape (B,).
 
         Args:
-            label: of each image, int64, shape (B,).
-            classes: number of classes, which also stands for none.
-            generator: of what is random in it.
+            label: class of each image, int64, shape (B,).
+            classes: number of classes, which is also the label for no class.
+            generator: source of any randomness.
         """

@@ -1,4 +1,4 @@
-"""The class of the image, Ho & Salimans 2022."""
+"""Class labels, Ho & Salimans 2022."""
 
 from collections.abc import Sequence
 
@@ -9,21 +9,21 @@ from ddpm.conditioning.base import Conditioning
 
 
 class ClassLabels(Conditioning):
-    """The class, left out now and then, so that one network is the conditional and the unconditional model.
+    """Class labels with dropout, so that one network is both the conditional and the unconditional model.
 
     Args:
-        dropout: probability of leaving it out, in [0, 1]; Ho & Salimans use 0.1 and 0.2.
+        dropout: probability of dropping the label, in [0, 1]; Ho & Salimans use 0.1 and 0.2.
     """
 
     def __init__(self, dropout: float = 0.1) -> None:
         if not 0 <= dropout <= 1:
-            raise ValueError(f"dropout must be in [0, 1], got {dropout}; 0.1 is usual")
+            raise ValueError(f"dropout must be in [0, 1], got {dropout}; 0.1 is typical")
         self.dropout = dropout
 
     def classes(self, names: Sequence[str]) -> int:
         if not names:
             raise ValueError(
-                "conditioning=class needs data with classes, such as subfolders of an image folder, and these have "
+                "conditioning=class needs data with classes, such as subfolders of an image folder, but this data has "
                 "none; choose conditioning=none"
             )
         return len(names)

@@ -1,4 +1,4 @@
-"""Nothing."""
+"""No conditioning."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from ddpm.conditioning.base import Conditioning
 
 
 class Unconditional(Conditioning):
-    """The network knows no labels."""
+    """The network receives no labels."""
 
     def classes(self, names: Sequence[str]) -> int:
         return 0

@@ -1,4 +1,4 @@
-"""Samples by index: sample i depends on (seed, i) alone, whatever the batch or the number of processes."""
+"""Samples by index: sample i depends only on (seed, i), not on its batch or the number of processes."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -16,12 +16,12 @@ class Drawn(NamedTuple):
     """A batch of samples.
 
     Attributes:
-        x: about in [-1, 1], float32, shape (B, C, H, W).
-        index: of each sample, int64, shape (B,).
+        x: approximately in [-1, 1], float32, shape (B, C, H, W).
+        index: index of each sample, int64, shape (B,).
     """
 
     x: Tensor
-    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which no batch needs
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which is not needed
 
 
 def draw(
@@ -34,17 +34,17 @@ def draw(
     on_step: Callable[[], None] = lambda: None,
     classes: Classes | None = None,
 ) -> Iterator[Drawn]:
-    """The samples of the given indices, a batch at a time.
+    """Draw the samples with the given indices, one batch at a time.
 
     Args:
-        diffusion: the model; it is put into evaluation mode by its owner.
-        sampler: how to sample.
-        shape: of one sample, (C, H, W).
-        indices: which samples, >= 0.
-        seed: of the noise.
-        batch_size: samples at a time.
+        diffusion: the model, in evaluation mode.
+        sampler: the sampler.
+        shape: shape of one sample, (C, H, W).
+        indices: indices of the samples, >= 0.
+        seed: seed of the noise.
+        batch_size: samples per batch.
         on_step: called after each step of each batch.
-        classes: of the samples of a conditional model; None for the model of no class.
+        classes: classes of the samples, for a conditional model; None for no class.
     """
     device = diffusion.process.times.device
     for start in range(0, len(indices), batch_size):

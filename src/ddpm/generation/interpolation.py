@@ -1,4 +1,4 @@
-"""Between two images: through noise that they share (Ho et al. 2020, Figure 8), or between their latents."""
+"""Interpolation between two images diffused with shared noise (Ho et al. 2020, Figure 8), or between latents."""
 
 from collections.abc import Callable
 
@@ -10,12 +10,12 @@ from ddpm.sampler.base import Noise, Sampler
 
 
 def slerp(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
-    """Points on the great circle from a to b, which keep the norm that normal noise has.
+    """Spherical interpolation from a to b, which preserves the norm of normal noise.
 
     Args:
         a: shape (C, H, W).
         b: shape (C, H, W).
-        weight: of b, in [0, 1], shape (P,).
+        weight: weight of b, in [0, 1], shape (P,).
     Returns:
         Shape (P, C, H, W).
     """
@@ -38,22 +38,22 @@ def interpolate(
     noise: Noise,
     on_step: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """Decodings of (1 - w) x_t + w x_t', where both images were diffused with the same noise.
+    """Decode (1 - w) x_t + w x_t', where both images are diffused with the same noise.
 
     Args:
         diffusion: the model, in evaluation mode.
         sampler: decodes from x_t.
         a: an image in [-1, 1], shape (C, H, W).
-        b: another.
-        step: t in the sampler's chain, 1..T; large ones vary more than the details.
-        weight: w of b, in [0, 1], shape (P,).
-        noise: step -> standard normal, shape (1, C, H, W), for all points alike.
+        b: another image, shape (C, H, W).
+        step: t in the sampler's chain, 1..T; a larger t varies more than details.
+        weight: w, in [0, 1], shape (P,).
+        noise: step -> standard normal, shape (1, C, H, W), shared by all points.
         on_step: called after each step of the sampler.
     Returns:
         Shape (P, C, H, W).
     """
     process = sampler.chain(diffusion).process
     mixed = torch.lerp(a, b, weight.to(a).view(-1, 1, 1, 1))
-    # Diffusion is linear in x_0, so that the mixture of the noisy images is the noisy mixture.
+    # Diffusion is linear in x_0, so mixing noisy images equals diffusing the mixture.
     x = process.diffuse(mixed, torch.full((len(mixed),), step, device=a.device), noise(0))
     return sampler.sample(diffusion, lambda k: noise(k).expand_as(mixed), on_step, (step, x))

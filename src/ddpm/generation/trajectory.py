@@ -1,4 +1,4 @@
-"""Progressive generation, Ho et al. 2020, section 4.3: what is decided when."""
+"""Progressive generation, Ho et al. 2020, section 4.3."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,7 +12,7 @@ from ddpm.support.finite import finite
 
 
 def evenly(total: int, n: int) -> list[int]:
-    """At most n of the steps total..0, spread evenly, both ends included."""
+    """At most n evenly spaced steps from total to 0, including both ends."""
     return sorted({round(total * i / max(1, n - 1)) for i in range(n)}, reverse=True)
 
 
@@ -20,7 +20,7 @@ def evenly(total: int, n: int) -> list[int]:
 def predictions(
     diffusion: Diffusion, sampler: Sampler, noise: IndexedNoise, n: int, on_step: Callable[[], None] = lambda: None
 ) -> Tensor:
-    """x^_0 along the chain (Figure 6), in [-1, 1], shape (B, at most n, C, H, W), from the noisiest to the sample."""
+    """x^_0 along the chain (Figure 6), in [-1, 1], shape (B, at most n, C, H, W), from noise to sample."""
     shown = evenly(sampler.chain(diffusion).T - 1, n)
     found = []
     for state in sampler.trajectory(diffusion, noise):
@@ -44,14 +44,14 @@ def sharing(
 
     Args:
         diffusion: the model, in evaluation mode.
-        sampler: how to sample.
-        shape: of one sample, (C, H, W).
-        seed: of the noise.
-        fractions: t as parts of the chain, in (0, 1], falling.
-        n: samples for each t.
+        sampler: the sampler.
+        shape: shape of one sample, (C, H, W).
+        seed: seed of the noise.
+        fractions: t as fractions of the chain, in (0, 1], decreasing.
+        n: samples per t.
         on_step: called after each step of the sampler.
     Returns:
-        For each t, x_t and then the n samples, in [-1, 1], shape (len(fractions), 1 + n, C, H, W).
+        For each t, x_t followed by its n samples, in [-1, 1], shape (len(fractions), 1 + n, C, H, W).
     """
     device = diffusion.process.times.device
     length = sampler.chain(diffusion).T

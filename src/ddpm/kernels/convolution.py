@@ -1,4 +1,4 @@
-"""Winograd convolution: fewer multiplications than by the definition (Lavin and Gray 2016, arXiv:1509.09308)."""
+"""Winograd convolution: fewer multiplications than direct convolution (Lavin and Gray 2016, arXiv:1509.09308)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,10 +10,10 @@ from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 from ddpm.kernels import native
 
 TILES = {(3, 3): (4, 2), (5, 5): (2,), (1, 7): (3,), (7, 1): (3,), (1, 3): (4,), (3, 1): (4,)}
-"""Outputs of a tile along each axis of several taps, best first, for each size of kernel that there is."""
+"""Tile sizes, best first, for each supported kernel size: outputs along every axis with more than one tap."""
 TYPES = torch.float32, torch.bfloat16
 FEWEST = 32
-"""Tiles of the batch, from which on the transforms of the weights pay."""
+"""Smallest number of tiles in a batch for which transforming the weights pays off."""
 SIZES = "batch height width c_in c_out pad_y pad_x"
 CONVOLUTION = native.Kernel(
     "winograd",
@@ -27,15 +27,15 @@ WEIGHT_GRADIENT = native.Kernel(
 
 
 class Convolution(nn.Conv2d):
-    """torch's layer, of stride 1, computed by the kernels on a CPU for channels-last images, if there are enough.
+    """nn.Conv2d of stride 1 that uses the Winograd kernels on a CPU for large enough batches in channels-last.
 
-    A kernel of 3x3 takes four times fewer multiplications than by the definition, those of 5x5, 1x7, 7x1, 1x3 and 3x1,
-    which have no gradients, 2.8 to 1.75 times fewer. What is computed is float32 whatever the images are in. A pixel
-    that is not finite makes all outputs of the tiles that read it so.
+    3x3 kernels need up to four times fewer multiplications than direct convolution; 5x5, 1x7, 7x1, 1x3 and 3x1 kernels,
+    which have no Winograd gradients, need 1.75 to 2.8 times fewer. The arithmetic is float32 for every image dtype. A
+    non-finite pixel makes all outputs of the tiles that read it non-finite.
     """
 
     rectified = False
-    """Whether max(y, 0) is returned."""
+    """Whether a ReLU follows."""
     kernel_size: tuple[int, int]
     padding: tuple[int, int]
 
@@ -48,7 +48,7 @@ class Convolution(nn.Conv2d):
         return y.relu_() if self.rectified else y
 
     def _tile(self, x: Tensor, dtype: torch.dtype) -> int:
-        """Side of the tiles that pay for images x, computed in dtype; 0 if none do, or if torch has to refuse them."""
+        """Tile size for images x computed in dtype; 0 if no size pays off, or if torch should reject the input."""
         if (
             not (serves(self) and native.channels_last(x))
             or not fits(x, self.weight, self.bias, self.padding, dtype)
@@ -60,19 +60,19 @@ class Convolution(nn.Conv2d):
         counts = {side: tiles(kernel, side, batch, *size) for side in TILES[kernel]}
         if kernel == (3, 3) and dtype == torch.bfloat16:
             del counts[2]  # no faster than torch
-        elif kernel == (3, 3) and 36 * counts[4] > 16 * counts[2]:  # multiplications: images below the larger tiles
+        elif kernel == (3, 3) and 36 * counts[4] > 16 * counts[2]:  # small images: large tiles multiply more
             del counts[4]
         return next((side for side, count in counts.items() if count >= FEWEST), 0)
 
 
 class Rectified(Convolution):
-    """max(y, 0) of a convolution."""
+    """A convolution followed by a ReLU."""
 
     rectified = True
 
 
 def serves(layer: nn.Conv2d) -> bool:
-    """Whether `Convolution` may take the place of a layer."""
+    """Whether `Convolution` can replace a layer."""
     return (
         layer.kernel_size in TILES
         and layer.stride == layer.dilation == (1, 1)
@@ -85,13 +85,13 @@ def serves(layer: nn.Conv2d) -> bool:
 
 
 def tiles(kernel: tuple[int, int], side: int, batch: int, height: int, width: int) -> int:
-    """Number of those that cover a batch of results."""
+    """Number of tiles that cover a batch of outputs."""
     rows = height if kernel[0] == 1 else -(-height // side)
     return batch * rows * (width if kernel[1] == 1 else -(-width // side))
 
 
 def fits(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int], dtype: torch.dtype) -> bool:
-    """Whether the kernels can convolve images x in this type."""
+    """Whether the kernels can convolve images x in this dtype."""
     return (
         bias is not None
         and _fit(x, weight, 1, padding, dtype)
@@ -102,13 +102,13 @@ def fits(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int],
 
 
 def _fit(x: Tensor, weight: Tensor, channels: int, padding: Sequence[int], dtype: torch.dtype) -> bool:
-    """Whether there is a kernel for these weights, whose axis `channels` has as many as the images x."""
+    """Whether a kernel exists for these weights, whose axis `channels` must match the channels of x."""
     if not (x.device.type == weight.device.type == "cpu" and x.dim() == weight.dim() == 4 and x.numel() > 0):
         return False
     c_out, c_in, rows, columns = weight.shape
     given = weight.dtype
     return (
-        (int(rows), int(columns)) in TILES  # numbers, also where they are symbols of a trace
+        (int(rows), int(columns)) in TILES  # concrete numbers, even from symbolic shapes
         and x.shape[1] == weight.shape[channels]
         and c_in % 16 == c_out % 16 == 0
         and min(_size(x, weight, padding)) > 0
@@ -118,13 +118,13 @@ def _fit(x: Tensor, weight: Tensor, channels: int, padding: Sequence[int], dtype
 
 
 def _size(x: Tensor, weight: Tensor, padding: Sequence[int]) -> list[int]:
-    """Height and width of the results."""
+    """Height and width of the outputs."""
     (_, _, height, width), (_, _, rows, columns) = x.shape, weight.shape
     return [height + 2 * padding[0] - rows + 1, width + 2 * padding[1] - columns + 1]
 
 
 def _images(x: Tensor, channels: int, size: Sequence[int]) -> Tensor:
-    """Memory for channels-last images."""
+    """Uninitialised channels-last images."""
     return x.new_empty(len(x), *size, channels).permute(0, 3, 1, 2)
 
 
@@ -151,7 +151,7 @@ def _of_weights(x: Tensor, dy: Tensor, padding: list[int], tile: int) -> tuple[T
 
 
 def _over(weight: Tensor, padding: Sequence[int]) -> list[int]:
-    """The padding of the convolution that leads back."""
+    """Padding of the transposed convolution."""
     return [weight.shape[2] - 1 - padding[0], weight.shape[3] - 1 - padding[1]]
 
 
@@ -170,7 +170,7 @@ def _image_gradient(dy: Tensor, weight: Tensor, padding: list[int], tile: int) -
 def _convolve(
     x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, padding: list[int], tile: int, rectified: bool
 ) -> None:
-    """The convolution of images, or, without a bias, its transpose, of their gradients."""
+    """Convolve images, or, without a bias, apply the transposed convolution to their gradients."""
     CONVOLUTION(
         x=x.contiguous(memory_format=torch.channels_last),
         weight=weight.contiguous(memory_format=torch.channels_last),
@@ -216,7 +216,7 @@ def _weight_gradient(x: Tensor, dy: Tensor, padding: list[int], tile: int) -> tu
 def _convolution(
     x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int], transposed: bool = False
 ) -> Tensor:
-    """By torch, in float32; `torch.convolution` is the one that autocast leaves alone."""
+    """PyTorch's convolution in float32; autocast does not apply to `torch.convolution`."""
     bias = None if bias is None else bias.float()
     return torch.convolution(x.float(), weight.float(), bias, [1, 1], padding, [1, 1], transposed, [0, 0], 1)
 
@@ -242,7 +242,7 @@ def _differentiable(x: Tensor, weight: Tensor, bias: Tensor, padding: list[int],
 
 
 class Differentiable(torch.autograd.Function):
-    """The operator with its gradient, for kernels of 3x3."""
+    """The operator with its gradient, for 3x3 kernels."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, padding: list[int], tile: int) -> Tensor:
@@ -254,7 +254,7 @@ class Differentiable(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        dy = dy.to(x.dtype).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # channels-last, once for both
+        dy = dy.to(x.dtype).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # channels-last, for both gradients
         dx = d_weight = d_bias = None
         if ctx.needs_input_grad[0]:
             dx = native.without_gradient(winograd_image_gradient, dy, weight, *ctx.settings)
@@ -284,7 +284,7 @@ winograd_weight_gradient = native.operator(
 )
 
 
-# Operations are counted by the definition, as torch counts those of its own convolutions.
+# FLOPs are counted as for direct convolution, as torch does for its own convolutions.
 
 
 @register_flop_formula(torch.ops.ddpm.winograd)

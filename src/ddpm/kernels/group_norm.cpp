@@ -1,11 +1,11 @@
-// Group normalisation of channels-last images, with its neighbours in a residual block:
+// Group normalisation of channels-last images, fused with its neighbours in a residual block:
 //
 //     z = (x + shift - mean) / std * weight + bias        mean and std over the pixels and channels of a group
 //     y = dropout(silu(z)), or z
 //
 // x, y: (batch, pixels, channels) in float32 or bfloat16; shift, sums over pixels: (batch, channels) in float32.
-// A thread takes whole images, so that the second pass finds in the cache what the first has read. Memory is allocated
-// before the threads start, because an error could not be raised within them.
+// A thread takes whole images, so that the second pass finds them in the cache. Memory is allocated before the threads
+// start, because they could not raise an error.
 
 #include <omp.h>
 
@@ -32,15 +32,15 @@ inline float read(bfloat16 value) {
 
 inline void write(float& to, float value) { to = value; }
 
-inline void write(bfloat16& to, float value) {  // to the nearest, ties to even
+inline void write(bfloat16& to, float value) {  // to nearest, ties to even
     uint32_t bits;
     std::memcpy(&bits, &value, 4);
     uint16_t rounded = uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
     to.bits = value == value ? rounded : uint16_t(0x7fc0);
 }
 
-// e^x to a few units in the last place, or to 5e-5 of it where bfloat16 follows: 2^n times a polynomial in the rest,
-// |rest| <= log(2) / 2.
+// e^x to a few units in the last place, or to a relative error of 5e-5 for bfloat16: 2^n times a polynomial in the
+// remainder r, |r| <= log(2) / 2.
 template <class T>
 inline float exponential(float x) {
     x = x > 88.f ? 88.f : x < -87.f ? -87.f : x;
@@ -69,11 +69,11 @@ inline float sigmoid(float z) {
 }
 
 struct Dropout {
-    uint32_t drop;  // of 2^32 random integers, the number that drop an element
+    uint32_t drop;  // how many of the 2^32 random integers drop an element
     float scale;    // 1 / (1 - probability)
     uint32_t low, high;
 
-    // A random integer for each element, the same whenever asked.
+    // Hashes each element to a random integer.
     inline float factor(uint32_t element) const {
         uint32_t h = element + low;
         h = (h ^ (h >> 16)) * 0x7feb352dU;
@@ -86,7 +86,7 @@ struct Dropout {
     }
 };
 
-// Numbers for each thread, the parts apart by more than a line of the cache.
+// Scratch memory for each thread, more than a cache line apart.
 template <class T>
 struct Room {
     int64_t size;
@@ -111,7 +111,7 @@ void forward(const T* x, const float* shift, const float* weight, const float* b
     for (int64_t b = 0; b < n.batch; b++) {
         const T* in = x + b * size;
         T* out = y + b * size;
-        // Sums of the differences from the first pixel lose no digits to a mean far from zero.
+        // Summing differences from the first pixel stays precise when the mean is far from zero.
         float *first = work.of(omp_get_thread_num()), *sum = first + n.channels, *square = sum + n.channels;
         double* sums = totals.of(omp_get_thread_num());
         for (int64_t c = 0; c < 2 * n.channels; c++) sums[c] = 0;
@@ -165,7 +165,7 @@ void forward(const T* x, const float* shift, const float* weight, const float* b
     }
 }
 
-// d_shift, d_weight and d_bias are of every image; the caller sums the last two over the batch.
+// d_shift, d_weight and d_bias are per image; the caller sums the last two over the batch.
 template <bool silu, bool drop, class T>
 void backward(const T* x, const T* dy, const float* shift, const float* weight, const float* bias, const float* mean,
               const float* rstd, T* dx, float* d_shift, float* d_weight, float* d_bias, Sizes n, Dropout dropout) {
@@ -249,12 +249,12 @@ Dropout dropout_of(double probability, const int64_t* seed) {
 
 extern "C" {
 
-// The arguments of a kernel, in the order of its declaration in Python.
+// Kernel arguments, in the order declared in Python.
 struct GroupNorm {
     const void* x;
     const float *shift, *weight, *bias;
     void* y;
-    float* moments;  // means, then reciprocal deviations
+    float* moments;  // means, then reciprocal standard deviations
     const int64_t* seed;
     int64_t batch, pixels, channels, groups;
     double eps, dropout;
@@ -265,7 +265,7 @@ struct GroupNormBackward {
     const void *x, *dy;
     const float *shift, *weight, *bias, *moments;
     void* dx;
-    float* sums;  // of every image: d_shift, d_weight, d_bias
+    float* sums;  // per image: d_shift, d_weight, d_bias
     const int64_t* seed;
     int64_t batch, pixels, channels, groups;
     double dropout;
@@ -299,7 +299,7 @@ void backward_of(const GroupNormBackward& a) {
 
 extern "C" {
 
-// Each returns 0, or 1 if there is no memory for its buffers.
+// Both return 0, or 1 if their buffers cannot be allocated.
 
 int group_norm(const GroupNorm* a) try {
     a->half ? forward_of<bfloat16>(*a) : forward_of<float>(*a);

@@ -1,4 +1,4 @@
-"""Group normalisation with its neighbours in a residual block."""
+"""Group normalisation fused with its neighbours in a residual block."""
 
 from typing import Any, NamedTuple
 
@@ -23,14 +23,14 @@ TYPES = torch.float32, torch.bfloat16
 
 
 class Settings(NamedTuple):
-    """What the operators are given besides tensors of numbers.
+    """Settings of the operators, passed after their input tensors.
 
     Args:
-        groups: divides the channels.
+        groups: number of groups, which divides the channels.
         eps: added to the variances.
-        silu: whether the nonlinearity follows.
+        silu: whether SiLU follows.
         dropout: probability, in [0, 1).
-        seed: of what is dropped, below 2^62; None if there is no dropout. No mask is kept for the gradient.
+        seed: seed of the dropout mask, below 2^62; None without dropout. The gradient redraws the mask from it.
     """
 
     groups: int
@@ -41,12 +41,12 @@ class Settings(NamedTuple):
 
 
 class GroupNorm(nn.GroupNorm):
-    """torch's layer, computed by the kernel on a CPU for channels-last images."""
+    """nn.GroupNorm that uses the fused kernel on a CPU for channels-last images."""
 
     def forward(self, x: Tensor, shift: Tensor | None = None, silu: bool = False, dropout: float = 0.0) -> Tensor:
         """dropout(silu(normalise(x + shift))): (B, C, H, W), (B, C) -> (B, C, H, W).
 
-        The kernel returns the type of x, also where a shift in float32 would make torch return that.
+        The kernel returns the dtype of x, even where a float32 shift would make torch return float32.
         """
         if native.channels_last(x) and fits(x, shift, self.weight, self.bias, self.num_groups, dropout):
             seed = torch.randint(2**62, (), device="cpu") if dropout else None
@@ -59,7 +59,7 @@ class GroupNorm(nn.GroupNorm):
 def fits(
     x: Tensor, shift: Tensor | None, weight: Tensor | None, bias: Tensor | None, groups: int, dropout: float
 ) -> bool:
-    """Whether the kernels can compute it."""
+    """Whether the kernels support these arguments."""
     if weight is None or bias is None:
         return False
     return (
@@ -79,7 +79,7 @@ def fits(
 def _outputs(
     x: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool, *rest: Any
 ) -> tuple[Tensor, Tensor]:
-    """For the result, and for mean and reciprocal deviation of the groups, (2, B, groups)."""
+    """Uninitialised result, and mean and reciprocal standard deviation per group, (2, B, groups)."""
     native.require(fits(x, shift, weight, bias, groups, rest[0]), "group_norm", x, shift, weight, bias)
     y = torch.empty_like(x, memory_format=torch.channels_last)
     return y, x.new_empty(2, len(x), groups, dtype=torch.float32)
@@ -88,7 +88,7 @@ def _outputs(
 def _gradients(
     dy: Tensor, x: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, moments: Tensor, groups: int, *rest: Any
 ) -> tuple[Tensor, Tensor]:
-    """For the gradient of x, and for those of shift, weight and bias by every image, (3, B, C)."""
+    """Uninitialised gradient of x, and gradients of shift, weight and bias per image, (3, B, C)."""
     fit = fits(x, shift, weight, bias, groups, rest[2]) and dy.device.type == moments.device.type == "cpu"
     fit = fit and (dy.shape, dy.dtype, moments.dtype) == (x.shape, x.dtype, torch.float32)
     fit = fit and moments.shape == (2, len(x), groups)
@@ -114,12 +114,12 @@ def _backward(
 
 
 def _arguments(x: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, settings: Settings) -> dict[str, Any]:
-    """Those which both kernels take."""
+    """Arguments shared by both kernels."""
     seed = settings.seed
     if settings.dropout and (
         seed is None or seed.dtype != torch.int64 or seed.numel() != 1 or seed.device.type != "cpu"
     ):
-        raise RuntimeError("dropout needs a seed, an integer of 64 bits on the CPU")
+        raise RuntimeError("dropout needs a seed: one int64 number on the CPU")
     return {
         "x": x.contiguous(memory_format=torch.channels_last),
         "shift": None if shift is None else shift.float().contiguous(),
@@ -150,7 +150,7 @@ def _forward_by_torch(
 def _backward_by_torch(
     dy: Tensor, x: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, moments: Tensor, *settings: Any
 ) -> tuple[Tensor, Tensor]:
-    """Mean and deviation are functions of x here, which the moments are not."""
+    """Recomputes mean and deviation from x, so that gradients flow through them."""
     given = Settings(*settings)
     x_hat, _, rstd = _standardised(x, shift, given)
     dz = dy.float() * kept(x, given.dropout, given.seed) if given.seed is not None else dy.float()
@@ -165,7 +165,7 @@ def _backward_by_torch(
 
 
 def _standardised(x: Tensor, shift: Tensor | None, settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
-    """x + shift of mean 0 and variance 1, and mean and reciprocal deviation of the groups, (B, groups, 1, 1)."""
+    """Standardised x + shift, and mean and reciprocal standard deviation per group, (B, groups, 1, 1)."""
     h = _groups(x.float() if shift is None else x.float() + shift[:, :, None, None], settings.groups)
     mean = h.mean((2, 3), True)
     rstd = (h.var((2, 3), correction=0, keepdim=True) + settings.eps).rsqrt()
@@ -179,7 +179,7 @@ def _groups(x: Tensor, groups: int) -> Tensor:
 
 
 def kept(x: Tensor, dropout: float, seed: Tensor) -> Tensor:
-    """What dropout multiplies the elements of x by: 0 or 1 / (1 - dropout), as `Dropout` of group_norm.cpp draws it."""
+    """Scaled dropout mask of x, 0 or 1 / (1 - dropout), as drawn by `Dropout` in group_norm.cpp."""
 
     def mixed(h: Tensor) -> Tensor:
         h = (h ^ (h >> 16)) * 0x7FEB352D & MASK

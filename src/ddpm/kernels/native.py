@@ -1,8 +1,8 @@
-"""Custom kernels: operators of torch for networks on a CPU, written in C++.
+"""Custom C++ kernels for networks on a CPU, registered as torch operators.
 
-The machine's own compiler compiles them at the first use, and the user's cache keeps them. They compute channels-last
-images. `operator` registers each with torch, together with the same function in torch's operations, which takes over
-where the kernel cannot be used: without a compiler, for derivatives of gradients, and for those of torch.func.
+They are compiled on first use by the machine's own compiler and kept in the user's cache. They take channels-last
+images. `operator` registers each kernel together with the same function in PyTorch operations, which takes over where
+the kernel cannot be used: without a compiler, for gradients of gradients, and under torch.func.
 """
 
 import contextlib
@@ -32,11 +32,11 @@ FLAGS = [
     *(["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []),
 ]
 LIMIT = 900.0
-"""Seconds after which a compiler is given up: 50 times what it takes on a core that nothing else uses."""
+"""Compiler timeout in seconds: 50 times what it takes on an idle core."""
 
 
 def compiler() -> list[str] | None:
-    """Of C++, the words of its command, or None."""
+    """Command of the C++ compiler as a list of words, or None."""
     given = shlex.split(os.environ.get("CXX", ""))
     found = shutil.which("g++") or shutil.which("clang++")
     return given or ([found] if found else None)
@@ -44,7 +44,7 @@ def compiler() -> list[str] | None:
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The kernels, or None where there is no compiler for them, which is warned of once if it is there but fails."""
+    """The compiled kernels, or None without a compiler; warns once if a compiler exists but fails."""
     try:
         found = compiler()
         if found is None:
@@ -56,12 +56,12 @@ def library() -> ctypes.CDLL | None:
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         lines = ((getattr(error, "stderr", None) or "").strip() or str(error)).splitlines()
         reason = next((line for line in lines if "error" in line), lines[0])
-        warnings.warn(f"the kernels for this processor could not be compiled, torch's are used: {reason}", stacklevel=2)
+        warnings.warn(f"the CPU kernels could not be compiled; using PyTorch's instead: {reason}", stacklevel=2)
         return None
 
 
 def _compile(command: list[str], out: Path) -> None:
-    """Run a compiler, which writes to `out`, and its temporary files beside it."""
+    """Run a compiler that writes to `out`, with its temporary files beside it."""
     said = out.with_name("errors")
     with said.open("wb") as errors:
         process = subprocess.Popen(
@@ -76,7 +76,7 @@ def _compile(command: list[str], out: Path) -> None:
         process.wait(LIMIT)
     except BaseException:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # with what it started
+            os.killpg(process.pid, signal.SIGKILL)  # and its children
         process.wait()
         raise
     if process.returncode:
@@ -84,16 +84,16 @@ def _compile(command: list[str], out: Path) -> None:
 
 
 class Kernel:
-    """A function in C++, called by the names of its arguments.
+    """A C++ function, called with keyword arguments.
 
-    They are the fields of a struct, which the source file declares in this order.
+    They are the fields of a struct that the source file declares in the same order.
 
     Args:
-        name: of the function.
-        pointers: names of tensors, which may be None.
-        integers: names of numbers in 64 bits.
-        numbers: names of numbers in double precision.
-        flags: names of truth values.
+        name: name of the function.
+        pointers: names of the tensor arguments, which may be None.
+        integers: names of the 64-bit integers.
+        numbers: names of the doubles.
+        flags: names of the booleans.
     """
 
     def __init__(self, name: str, pointers: str, integers: str, numbers: str = "", flags: str = "") -> None:
@@ -104,19 +104,19 @@ class Kernel:
         self.structure = type(name, (ctypes.Structure,), {"_fields_": [*self.fields.items()]})
 
     def __call__(self, **arguments: Any) -> None:
-        """Run it.
+        """Run the kernel.
 
         Raises:
             TypeError: an argument is missing or unknown.
-            RuntimeError: there is no memory for its buffers.
+            RuntimeError: its buffers cannot be allocated.
         """
         if arguments.keys() != self.fields.keys():
             raise TypeError(f"{self.name} takes {', '.join(self.fields)}, got {', '.join(arguments)}")
-        tensors: list[Any] = [arguments[name] for name in self.pointers]  # which stay until the kernel returns
+        tensors: list[Any] = [arguments[name] for name in self.pointers]  # kept alive until the kernel returns
         for name, each in zip(self.pointers, tensors, strict=True):
             arguments[name] = None if each is None else each.data_ptr()
         if getattr(library(), self.name)(ctypes.byref(self.structure(**arguments))):
-            raise RuntimeError(f"can't allocate memory: not enough of it is left for the buffers of {self.name}")
+            raise RuntimeError(f"can't allocate memory for the buffers of {self.name}")
 
 
 OPERATORS: Any = torch.library.Library("ddpm", "DEF")  # type: ignore[no-untyped-call]
@@ -132,11 +132,11 @@ def operator(
     """Register an operator with torch.
 
     Args:
-        schema: its name, arguments and results as torch writes them, without defaults.
+        schema: name, arguments and results in torch's schema syntax, without defaults.
         kernel: computes it on the CPU.
         fake: returns results of the same shapes, types and strides, without computing them.
-        by_torch: the same function in torch's operations, for all that the kernel cannot do.
-        differentiable: the same function where its gradient is asked for; `by_torch` by default.
+        by_torch: the same function in PyTorch operations, for whatever the kernel cannot do.
+        differentiable: the same function when gradients are required; `by_torch` by default.
     """
     name = schema.partition("(")[0]
     OPERATORS.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -160,7 +160,7 @@ def operator(
 
 
 def without_gradient(run: Callable[..., Any], *arguments: Any) -> Any:
-    """What an operator returns within the gradient of another, at less cost if nothing differentiates it again."""
+    """Call an operator in the backward pass of another, more cheaply if nothing differentiates it again."""
     if torch.is_grad_enabled() or forward_ad._current_level >= 0:
         return run(*arguments)
     with torch._C._AutoDispatchBelowAutograd():
@@ -168,12 +168,12 @@ def without_gradient(run: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def channels_last(x: Tensor) -> bool:
-    """Whether images (B, C, H, W) have this layout and no other."""
+    """Whether images (B, C, H, W) are channels-last and not also contiguous."""
     return x.dim() == 4 and x.permute(0, 2, 3, 1).is_contiguous() and not x.is_contiguous()
 
 
 def require(fits: bool, name: str, *tensors: Tensor | None) -> None:
-    """Raises RuntimeError, which describes the tensors, unless the operator of that name fits them."""
+    """Raise RuntimeError, describing the tensors, unless the operator supports them."""
     if not fits:
         given = (f"{each.dtype} {tuple(each.shape)} on {each.device}" for each in tensors if each is not None)
         raise RuntimeError(f"ddpm::{name} has no kernel for tensors of {', '.join(given)}")

@@ -1,12 +1,12 @@
-// Winograd convolution of channels-last images (Lavin and Gray 2016, arXiv:1509.09308). It multiplies less than the
-// definition: F(4x4, 3x3) four times, F(2x2, 3x3) 2.25 times.
+// Winograd convolution of channels-last images (Lavin and Gray 2016, arXiv:1509.09308). It needs fewer multiplications
+// than direct convolution: F(4x4, 3x3) four times, F(2x2, 3x3) 2.25 times fewer.
 //
-// Images are cut into tiles of outputs, each from a few more inputs. In a transformed domain, of as many points as
-// there are inputs, the convolution is a product of matrices (tiles, in channels) (in channels, out channels) at each
-// point.
+// The outputs are cut into tiles, each computed from a slightly larger tile of inputs. In a transformed domain with one
+// point per input of a tile, the convolution is a matrix product (tiles, in channels) (in channels, out channels) at
+// each point.
 //
 // y: (batch, height, width, channels out), x: (batch, height + H - 1 - 2 pad_y, width + W - 1 - 2 pad_x, channels in),
-// weight: (out, H, W, in); what is computed in between is float32. Channels are multiples of 16.
+// weight: (out, H, W, in); intermediate values are float32. Channels are multiples of 16.
 
 #include <omp.h>
 #include <sys/mman.h>
@@ -27,9 +27,9 @@ constexpr int64_t LANES = 8, ROWS = 4;
 #endif
 constexpr int64_t COLUMNS = 2 * LANES;
 constexpr int64_t PAGE = 2 * 1024 * 1024;
-constexpr int64_t LINE = 32;          // numbers, that two threads do not write to one line of the cache
-constexpr int64_t CACHE = 48 * 1024;  // numbers that a core keeps near
-// Strides that are powers of two would share a few lines of the cache: those between points are longer by LANES.
+constexpr int64_t LINE = 32;          // floats, so that no two threads write to one cache line
+constexpr int64_t CACHE = 48 * 1024;  // floats that fit a core's cache
+// Power-of-two strides would share a few cache lines, so strides between points are longer by LANES.
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint32_t words __attribute__((vector_size(4 * LANES)));
@@ -44,15 +44,15 @@ inline vec at(const float* p) { return *(const vec*)p; }
 inline vec at(const bfloat16* p) { return (vec)(__builtin_convertvector(*(const halves*)p, words) << 16); }
 
 inline void put(float* p, vec value) { *(vec*)p = value; }
-inline void put(bfloat16* p, vec value) {  // to the nearest, ties to even
+inline void put(bfloat16* p, vec value) {  // to nearest, ties to even
     const words bits = (words)value, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     *(halves*)p = __builtin_convertvector(value == value ? rounded : 0x7fc0 + (words){}, halves);
 }
 
 int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-// Memory that a thread keeps for its next call, in large pages: matrices of many points lie on many small ones. It is
-// allocated before the threads start, because an error could not be raised within them.
+// Memory that a thread keeps for its next call, in large pages because the points' matrices spread over many small
+// ones. It is allocated before the threads start, because they could not raise an error.
 struct Buffer {
     float* data = nullptr;
     int64_t size = 0;
@@ -75,7 +75,7 @@ struct Buffer {
 
 thread_local Buffer buffer;
 
-// out (ROWS, COLUMNS) = or += a (ROWS, depth) b (depth, COLUMNS), of the steps between rows and between columns of a.
+// out (ROWS, COLUMNS) = or += a (ROWS, depth) b (depth, COLUMNS); row and column are the strides of a.
 template <bool add>
 inline void product(const float* a, int64_t row, int64_t column, const float* b, int64_t b_row, float* out,
                     int64_t out_row, int64_t depth) {
@@ -113,14 +113,14 @@ inline void each(F f) {
 
 constexpr double power(double p, int64_t k) { return k == 0 ? 1 : p * power(p, k - 1); }
 
-// The transforms of a line of N inputs with R taps to M outputs: polynomials at 0, +-p for one p or two, and infinity.
-// A transform is from and to vectors that lie s and r apart.
+// The 1D transforms from N inputs and R taps to M outputs: polynomials evaluated at 0, +-p for one or two p, and
+// infinity. A transform reads vectors with stride s and writes vectors with stride r.
 template <int64_t N_, int64_t R_>
 struct Line {
     static constexpr int64_t N = N_, R = R_, M = N - R + 1, PAIRS = N / 2 - 1;
-    // Roots of 1/2 and 2 round less than small integers do.
+    // Roots of 1/2 and 2 cause smaller rounding errors than small integers.
     static constexpr double POINTS[2] = {N == 4 ? 1 : 0.70710678118654752, 1.41421356237309505};
-    // Of a polynomial that is 1 at p and 0 at the other finite points, the factor that `input` leaves out.
+    // The factor that `input` leaves out of the polynomial that is 1 at p and 0 at the other finite points.
     static constexpr double FACTORS[2] = {N == 4 ? 1. / 2 : -2. / 3, 1. / 6};
 
     static inline void input(const vec* d, int64_t s, vec* to, int64_t r) {  // B^T d
@@ -156,7 +156,7 @@ struct Line {
         return float(power(POINTS[pair], k) * (scaled ? FACTORS[pair] : 1));
     }
 
-    // Values of the polynomial with COUNT coefficients.
+    // Evaluates the polynomial with COUNT coefficients.
     template <int64_t COUNT, bool scaled>
     static inline void spread(const vec* from, int64_t s, vec* to, int64_t r) {
         to[0] = from[0];
@@ -175,7 +175,7 @@ struct Line {
         }
     }
 
-    // The transpose of that.
+    // The transpose of `spread`.
     template <int64_t COUNT, bool scaled>
     static inline void collect(const vec* from, int64_t s, vec* to, int64_t r) {
         each<COUNT>([&](auto i) {
@@ -194,7 +194,7 @@ struct Line {
     }
 };
 
-// A kernel of H x W taps, in pieces of Y::R x X::R, each filtered by the lines Y along the height and X along the
+// A kernel of H x W taps, split into pieces of Y::R x X::R taps, with the transforms Y along the height and X along the
 // width.
 template <int64_t H_, int64_t W_, class Y_, class X_>
 struct Kernel {
@@ -204,7 +204,7 @@ struct Kernel {
     static constexpr int64_t COLUMNS = (W + X::R - 1) / X::R, PIECES = (H + Y::R - 1) / Y::R * COLUMNS;
     static int64_t y(int64_t piece) { return piece / COLUMNS * Y::R; }
     static int64_t x(int64_t piece) { return piece % COLUMNS * X::R; }
-    // Number of a piece's tap among those of the kernel, -1 if it lies beyond.
+    // Index in the kernel of tap i of a piece, -1 if it is outside.
     static int64_t tap(int64_t piece, int64_t i) {
         const int64_t row = y(piece) + i / X::R, column = x(piece) + i % X::R;
         return row < H && column < W ? row * W + column : -1;
@@ -214,7 +214,7 @@ struct Kernel {
 template <int64_t M>
 using Square = Kernel<3, 3, Line<M + 2, 3>, Line<M + 2, 3>>;
 
-// Both transforms of a plane, (A, B) to (C, D).
+// Transforms a plane along both axes, (A, B) to (C, D).
 template <int64_t A, int64_t B, int64_t C, int64_t D, class Vertical, class Horizontal>
 inline void plane(Vertical vertical, Horizontal horizontal, const vec* from, vec* to) {
     vec half[C * B];
@@ -227,7 +227,7 @@ inline void plane(Vertical vertical, Horizontal horizontal, const vec* from, vec
 struct Image {
     int64_t height, width;
     int64_t pixel(int64_t image, int64_t y, int64_t x) const { return (image * height + y) * width + x; }
-    // Where the pixels of a rectangle are, from (y, x) on; zeros outside the image.
+    // Pointers to the pixels of a rectangle that starts at (y, x); zeros outside the image.
     template <int64_t ROWS, int64_t COLUMNS, class T>
     void around(const T* images, const T* zeros, int64_t image, int64_t y, int64_t x, int64_t channels,
                 const T** to) const {
@@ -242,7 +242,7 @@ struct Image {
     }
 };
 
-// A batch: its outputs, and what pads the inputs.
+// A batch: size of its outputs, and padding of its inputs.
 struct Shape {
     int64_t batch, height, width, pad_y, pad_x;
     Image outputs() const { return {height, width}; }
@@ -252,7 +252,7 @@ struct Shape {
     }
 };
 
-// The tiles of a batch, counted through.
+// The tiles of a batch, by index.
 template <class K>
 struct Tiles {
     int64_t rows, columns, all;
@@ -264,7 +264,7 @@ struct Tiles {
     int64_t x(int64_t tile) const { return tile % columns * K::X::M; }
 };
 
-// B^T d B of the inputs of each tile and piece, to v (points, tiles, stride): a row holds the channels of each piece.
+// Writes B^T d B of each tile and piece to v (points, tiles, stride); a row holds the channels of each piece.
 template <class K, class T>
 void transform_input(const T* x, const T* zeros, Shape n, int64_t channels, int64_t first, int64_t count, float* v,
                      int64_t stride, int64_t point) {
@@ -289,8 +289,8 @@ void transform_input(const T* x, const T* zeros, Shape n, int64_t channels, int6
         }
 }
 
-// A^T m A + bias of each tile, from m (points, tiles, stride), at least 0 if it is rectified, for the first `some` of
-// the channels.
+// Writes A^T m A + bias of each tile, from m (points, tiles, stride), for the first `some` channels, with a
+// ReLU if rectified.
 template <class K, class T, class W>
 void transform_output(const float* m, const W* bias, Shape n, int64_t channels, int64_t some, int64_t first,
                       int64_t count, T* y, int64_t stride, int64_t point, bool rectified) {
@@ -318,7 +318,7 @@ void transform_output(const float* m, const W* bias, Shape n, int64_t channels, 
     }
 }
 
-// A dy A^T of the gradients of each tile, to g (points, tiles, stride); their sum is added to d_bias.
+// Writes A dy A^T of each tile to g (points, tiles, stride), and adds the sum of dy to d_bias.
 template <class K, class T>
 void transform_gradient(const T* dy, const T* zeros, Shape n, int64_t channels, int64_t first, int64_t count, float* g,
                         int64_t stride, int64_t point, float* d_bias) {
@@ -341,8 +341,8 @@ void transform_gradient(const T* dy, const T* zeros, Shape n, int64_t channels, 
     }
 }
 
-// A panel of the matrices of the convolution, u (points, pieces x in, COLUMNS), of COLUMNS out channels; or,
-// transposed, of those of its derivative by the image, (points, pieces x out, COLUMNS), of kernels turned by half.
+// A panel of the transformed weights for COLUMNS out channels, u (points, pieces x in, COLUMNS); or, transposed, for
+// COLUMNS in channels of the image gradient, (points, pieces x out, COLUMNS), from kernels rotated by 180 degrees.
 template <class K, class W>
 void weights(const W* weight, int64_t in, int64_t out, bool transposed, float* u, int64_t point, int64_t panel) {
     constexpr int64_t all = K::H * K::W;
@@ -350,7 +350,7 @@ void weights(const W* weight, int64_t in, int64_t out, bool transposed, float* u
     const int64_t begin = panel * COLUMNS, end = std::min(begin + COLUMNS, columns);
     if (end < begin + COLUMNS)
         for (int64_t i = 0; i < K::POINTS; i++) std::memset(u + i * point, 0, 4 * COLUMNS * depth);
-    // The kernels that lie at w, the taps `apart`, to the row and the columns from k on.
+    // Transforms the kernels at w, whose taps are `apart`, into the given row and the columns from k on.
     const auto filtered = [&](const auto* w, int64_t apart, int64_t row, int64_t k) {
         for (int64_t piece = 0; piece < K::PIECES; piece++) {
             vec taps[K::TAPS], found[K::POINTS];
@@ -392,8 +392,8 @@ void products(const float* v, int64_t v_point, const float* u, int64_t u_point, 
                                m + i * m_point + t * width + c, width, depth);
 }
 
-// Of many tiles, each thread takes a few at a time through all steps, and all read the same matrices. Of few tiles the
-// matrices would be the larger part: each thread makes and uses some panels of them, and all read the same tiles.
+// With many tiles, each thread takes a few at a time through all steps, and all threads share the weight matrices. With
+// few tiles, the matrices are larger: each thread makes and uses some panels of them, and all threads share the tiles.
 template <class K, class T, class W>
 void convolution(const void* x, const void* weight, const void* bias, void* y, Shape n, int64_t in, int64_t out,
                  bool transposed, bool rectified) {
@@ -401,10 +401,10 @@ void convolution(const void* x, const void* weight, const void* bias, void* y, S
     const int64_t padded = up(columns, COLUMNS), panels = padded / COLUMNS, total = Tiles<K>(n).all;
     const int64_t threads = omp_get_max_threads(), fair = up((total + threads - 1) / threads, ROWS);
     const bool few = 2 * total <= padded && panels >= threads;
-    // Small blocks of tiles stay in the cache; matrices too large for it are read less often for large ones.
+    // Small blocks of tiles fit the cache; with larger blocks, matrices that do not fit are read less often.
     const int64_t near = std::max(CACHE / (K::POINTS * (depth + padded)), depth * padded / 4096);
     const int64_t count = few ? 64 : std::min(fair, std::clamp<int64_t>(near / ROWS * ROWS, ROWS, 256));
-    const int64_t width = few ? COLUMNS : padded;  // of the products at once
+    const int64_t width = few ? COLUMNS : padded;  // columns per product
     const int64_t u_point = width * depth + LANES, v_point = (few ? up(total, ROWS) : count) * depth + LANES;
     const int64_t m_point = count * width + LANES, size = K::POINTS * (few ? v_point : u_point);
     const int64_t before = up(size + rows, LINE), part = up(K::POINTS * ((few ? u_point : v_point) + m_point), LINE);
@@ -447,8 +447,8 @@ void convolution(const void* x, const void* weight, const void* bias, void* y, S
     }
 }
 
-// G^T u G of one out channel and the first `some` in channels, to d_weight (taps, in); u is summed over the `parts`
-// that lie `apart`.
+// Writes G^T u G of one out channel and the first `some` in channels to d_weight (taps, in), where u is the sum of
+// `parts` parts that are `apart` in memory.
 template <class K>
 void transform_weight_gradient(const float* u, int64_t point, int64_t parts, int64_t apart, int64_t some, int64_t in,
                                float* d_weight) {
@@ -461,21 +461,21 @@ void transform_weight_gradient(const float* u, int64_t point, int64_t parts, int
     }
 }
 
-// Of many tiles, each thread adds up some of them for all weights; of few, all of them for blocks of the weights.
+// With many tiles, each thread sums some of them for all weights; with few, all of them for blocks of the weights.
 template <class K, class T>
 void weight_gradient(const void* x, const void* dy, float* d_weight, float* d_bias, Shape n, int64_t in, int64_t out) {
     static_assert(K::PIECES == 1);
     const int64_t padded = up(in, COLUMNS), total = Tiles<K>(n).all, threads = omp_get_max_threads();
-    const int64_t block = std::min<int64_t>(out, 128);  // out channels of a block
+    const int64_t block = std::min<int64_t>(out, 128);  // out channels per block
     const bool few = total <= std::min(in, out) && padded / COLUMNS * ((out + block - 1) / block) >= threads;
     const int64_t fair = (total + threads - 1) / threads;
-    // Small blocks of tiles stay in the cache, large ones read and write the sums less often.
+    // Small blocks of tiles fit the cache; large ones read and write the sums less often.
     const int64_t count = few ? total : std::min(fair, std::max<int64_t>(32, padded * out / (padded + out) / 2));
     const int64_t v_row = padded + LANES, g_row = out + LANES;
     const int64_t v_point = count * v_row + LANES, g_point = count * g_row + LANES;
     const int64_t width = few ? COLUMNS : padded, u_point = (few ? block : out) * width + LANES;
     const int64_t u_size = K::POINTS * u_point, tiles_size = K::POINTS * (v_point + g_point);
-    // A part: what a thread adds up, the gradients of the bias and, unless tiles are few, u.
+    // A part: the sums of one thread, which are the bias gradients and, with many tiles, u.
     const int64_t part = (few ? 0 : u_size) + out, pixel = std::max(in, out);
     const int64_t before = up(threads * part + pixel + (few ? tiles_size : 0), LINE);
     const int64_t own = up(few ? u_size : tiles_size, LINE);
@@ -521,7 +521,7 @@ void weight_gradient(const void* x, const void* dy, float* d_weight, float* d_bi
                 add(sum, 0, out, 0, tiles);
                 sum = product<true>;
             }
-            if (sum == product<false>) std::memset(u, 0, 4 * u_size);  // of a thread without tiles
+            if (sum == product<false>) std::memset(u, 0, 4 * u_size);  // this thread had no tiles
         }
 #pragma omp barrier
         const int64_t team = omp_get_num_threads();
@@ -537,7 +537,7 @@ void weight_gradient(const void* x, const void* dy, float* d_weight, float* d_bi
     }
 }
 
-// Of kernels that only float32 pays for.
+// Kernel sizes that pay off only in float32.
 auto others(int64_t H, int64_t W) {
     using None = Line<1, 1>;
     if (H == 5) return convolution<Kernel<5, 5, Line<6, 5>, Line<6, 5>>, float, float>;
@@ -551,7 +551,7 @@ auto others(int64_t H, int64_t W) {
 
 extern "C" {
 
-// The arguments of a kernel, in the order of its declaration in Python.
+// Kernel arguments, in the order declared in Python.
 struct Winograd {
     const void *x, *weight, *bias;
     void* y;
@@ -566,11 +566,12 @@ struct WinogradWeightGradient {
     bool half_images;
 };
 
-// Each returns 0, or 1 if there is no memory for its buffers.
+// Both return 0, or 1 if their buffers cannot be allocated.
 
-// y = the convolution of x, at least 0 if it is rectified; or, transposed, of y's gradient given as x, the gradient of
-// x. Tiles are of M outputs along axes of several taps: kernels of 3x3 with M = 4 or 2, for images, and for weights and
-// bias, in bfloat16 or float32; and in float32 alone 5x5 with M = 2, 1x7 and 7x1 with M = 3, 1x3 and 3x1 with M = 4.
+// y = the convolution of x, followed by a ReLU if rectified; or, if transposed, the image gradient of the convolution
+// from its output gradient x. A tile has M outputs along each axis with more than one tap: M = 4 or 2 for 3x3 kernels,
+// whose images, and weights and bias, are bfloat16 or float32; in float32 only, M = 2 for 5x5, 3 for 1x7 and 7x1, 4 for
+// 1x3 and 3x1.
 int winograd(const Winograd* a) try {
     const auto with = [&](auto run) {
         run(a->x, a->weight, a->bias, a->y, {a->batch, a->height, a->width, a->pad_y, a->pad_x}, a->c_in, a->c_out,
@@ -592,7 +593,7 @@ int winograd(const Winograd* a) try {
     return 1;
 }
 
-// The gradients of the weights and of the bias of kernels of 3x3, in float32.
+// The gradients of weight and bias for 3x3 kernels, in float32.
 int winograd_weight_gradient(const WinogradWeightGradient* a) try {
     const auto of = [&](auto image) {
         using T = decltype(image);

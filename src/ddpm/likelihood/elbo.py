@@ -5,7 +5,7 @@
     L_{t-1}  KL(q(x_{t-1}|x_t,x_0) || p(x_{t-1}|x_t))       one step of the chain
     L_0      -log p(x_0|x_1), the discretised decoder       distortion
 
-All in nats per image, on average over x_t ~ q(x_t|x_0).
+All in nats per image, in expectation over x_t ~ q(x_t|x_0).
 """
 
 from abc import ABC, abstractmethod
@@ -29,10 +29,10 @@ def prior(process: Process, x_0: Tensor) -> Tensor:
 
 
 def term(prediction: Prediction, x_0: Tensor) -> Tensor:
-    """L_{t-1} where t > 1 and L_0 where t = 1, in nats per image, shape (B,), float64.
+    """L_{t-1} for t > 1 and L_0 for t = 1, in nats per image, shape (B,), float64.
 
     Args:
-        prediction: of the model at x_t ~ q(x_t | x_0).
+        prediction: the model's prediction at x_t ~ q(x_t | x_0).
         x_0: grey levels in [-1, 1], shape (B, C, H, W).
     """
     posterior = prediction.diffusion.process.posterior(x_0, prediction.x_t, prediction.t)
@@ -48,11 +48,11 @@ def squared_error(prediction: Prediction, x_0: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class CodeLength(ABC):
-    """The bound of each of N images, or an estimate of it, in nats per image, float64.
+    """The bound, or an estimate of it, for each of N images, in nats, float64.
 
     Attributes:
         prior: L_T, shape (N,).
-        dims: dimensions of an image.
+        dims: dimensions per image.
     """
 
     prior: Tensor
@@ -86,21 +86,21 @@ class CodeLength(ABC):
     @property
     @abstractmethod
     def variance_over_times(self) -> Tensor:
-        """Variance of `total` that comes from which times were evaluated, shape (N,)."""
+        """Variance of `total` due to the choice of times, shape (N,)."""
 
     @abstractmethod
     def by_time(self) -> tuple[Tensor, Tensor]:
-        """Times t, and the mean over images of L_{t-1} at each, where it was evaluated."""
+        """The evaluated times t, and the mean of L_{t-1} over the images evaluated at each."""
 
     @abstractmethod
     def arrays(self) -> dict[str, Tensor]:
-        """Everything that was computed, by name, code lengths in bits/dim."""
+        """All computed arrays by name, with code lengths in bits/dim."""
 
     def summary(self) -> dict[str, float | None]:
-        """Means over the images in bits/dim; the standard errors of the total; the RMSE at t = 1 on a 0-255 scale.
+        """Means over the images in bits/dim, standard errors of the total, and the RMSE at t = 1 on a 0-255 scale.
 
-        `standard_error` is that over images, with all that varies between them; `standard_error_times` is the part
-        that evaluating every time would remove.
+        `standard_error` is taken over images and includes every source of variation between them;
+        `standard_error_times` is the part that evaluating every time would remove.
         """
         bits = {"bits_per_dim": self.total, "prior": self.prior, "rate": self.rate, "distortion": self.decoder}
         n = len(self.total)
@@ -157,12 +157,12 @@ def bound(
     clip: Clip = False,
     on_step: Callable[[], None] = lambda: None,
 ) -> Bound:
-    """Every term of the bound, with one x_t ~ q(x_t | x_0) for each image and time.
+    """Every term of the bound, with one x_t ~ q(x_t | x_0) per image and time.
 
     Args:
         diffusion: the model, in evaluation mode.
         x_0: grey levels in [-1, 1], shape (B, C, H, W).
-        noise: time in 1..T -> the standard normal of x_t, shape (B, C, H, W).
+        noise: time in 1..T -> standard normal noise of x_t, shape (B, C, H, W).
         clip: clip x^_0 to [-1, 1] (see `Prediction`).
         on_step: called after each of the T evaluations.
     """

@@ -1,14 +1,14 @@
-"""The probability-flow ODE of Song et al. 2021 (section 4.3), and the likelihood that it gives.
+"""The probability-flow ODE of Song et al. 2021 (section 4.3) and its likelihood.
 
 Over the log-SNR lambda, with alpha_bar = sigmoid(lambda) and sigma^2 = sigmoid(-lambda), the flow
 
     dx / dlambda = 1/2 (sigma^2 x - sigma eps(x, lambda))
 
-carries the marginals of q into each other. The change of variables along it gives a density,
+maps the marginals of q into each other. The change of variables along it gives the density
 
     log p(x_1) = log N(x_T; 0, I) - integral of div(dx / dlambda) from lambda_T to lambda_1
 
-of images at t = 1, the least noise that the network knows. The ODE is solved by SciPy's adaptive Runge-Kutta 5(4).
+of images at t = 1, the lowest noise level of the network. SciPy's adaptive Runge-Kutta 5(4) solves the ODE.
 """
 
 from collections.abc import Callable
@@ -29,12 +29,12 @@ Divergence = Callable[[Tensor, Tensor], Tensor]
 
 
 class Density(NamedTuple):
-    """Log-densities, and what they cost.
+    """Log-densities and their cost.
 
     Attributes:
-        log_p: of each image at t = 1, nats, float64, shape (B,).
+        log_p: log-density of each image at t = 1, nats, float64, shape (B,).
         latent: x_T, shape (B, C, H, W).
-        evaluations: of the network.
+        evaluations: number of network evaluations.
     """
 
     log_p: Tensor
@@ -48,7 +48,7 @@ def velocity(diffusion: Diffusion, x: Tensor, log_snr: float) -> Tensor:
     Args:
         diffusion: the model.
         x: noisy images, shape (B, C, H, W).
-        log_snr: lambda, between those of T and 1.
+        log_snr: lambda, between its values at T and 1.
     """
     here = torch.tensor(log_snr, dtype=torch.float64, device=x.device)
     eps = diffusion.eps(x, diffusion.process.origin.time(here).clamp(min=1))
@@ -57,7 +57,7 @@ def velocity(diffusion: Diffusion, x: Tensor, log_snr: float) -> Tensor:
 
 
 def exact(x: Tensor, f: Tensor) -> Tensor:
-    """div f by one derivative for each dimension."""
+    """div f from one derivative per dimension."""
     flat = f.flatten(1)
     total = f.new_zeros(len(f))
     for d in range(flat.shape[1]):
@@ -67,7 +67,7 @@ def exact(x: Tensor, f: Tensor) -> Tensor:
 
 
 def hutchinson(probe: Tensor) -> Divergence:
-    """v' (df/dx) v, whose mean is div f, for signs v that stay the same along the flow.
+    """Hutchinson's unbiased estimate v' (df/dx) v of div f, for random signs v fixed along the flow.
 
     Args:
         probe: v, entries -1 or 1, shape (B, C, H, W).
@@ -88,9 +88,9 @@ def log_density(
     atol: float = 1e-5,
     on_step: Callable[[], None] = lambda: None,
 ) -> Density:
-    """log p of images at t = 1, by the flow from there to T.
+    """log p of images at t = 1, from the flow to T.
 
-    The step is chosen for the batch as a whole, so that an image's value depends on the others within the tolerance.
+    The step size is chosen for the whole batch, so an image's value depends on the others within the tolerance.
 
     Args:
         diffusion: the model, in evaluation mode.
@@ -100,7 +100,7 @@ def log_density(
         atol: absolute tolerance of the solver.
         on_step: called after each evaluation.
     Raises:
-        ValueError: the solver gives up.
+        ValueError: the solver fails.
     """
     n = len(x)
 
@@ -126,12 +126,12 @@ def carry(
     atol: float = 1e-5,
     on_step: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """Images at t = 1 carried by the flow to their latents at T, or latents back to images.
+    """Map images at t = 1 to their latents at T along the flow, or latents back to images.
 
     Args:
         diffusion: the model, in evaluation mode.
-        x: images, or latents, shape (B, C, H, W).
-        backwards: from T to 1.
+        x: images or latents, shape (B, C, H, W).
+        backwards: map from T to 1.
         rtol: relative tolerance of the solver.
         atol: absolute tolerance of the solver.
         on_step: called after each evaluation.
@@ -149,18 +149,18 @@ def carry(
 
 
 def check(process: Process) -> None:
-    """Raises ValueError unless the flow of a chain has two ends at finite log-SNRs."""
+    """Raise ValueError unless the flow has two ends with finite log-SNR."""
     if process.T < 2:
         raise ValueError("the probability-flow ODE needs a chain of at least 2 steps")
     if process.zero_terminal_snr:
         raise ValueError(
-            "the probability-flow ODE needs a terminal SNR above zero, but this model's is zero (beta_T = 1): its "
+            "the probability-flow ODE needs a terminal SNR above zero, but this model's is zero (beta_T = 1): the "
             "log-SNR at T is infinite"
         )
 
 
 def _ends(diffusion: Diffusion, x: Tensor) -> tuple[float, float]:
-    """The log-SNR at t = 1 and at T."""
+    """Log-SNR at t = 1 and at T."""
     process = diffusion.process.origin
     check(process)
     first, last = process.log_snr(torch.tensor([1, process.T], device=x.device)).tolist()
@@ -177,7 +177,7 @@ def _solve(
     """The state at the end of the span, and the number of evaluations."""
 
     def finite_change(log_snr: float, state: np.ndarray) -> np.ndarray:
-        return finite(torch.from_numpy(change(log_snr, state)), "ODE's velocities").numpy()  # else it never ends
+        return finite(torch.from_numpy(change(log_snr, state)), "ODE's velocities").numpy()  # or it never ends
 
     solved = solve_ivp(finite_change, span, start, method="RK45", rtol=rtol, atol=atol)
     if not solved.success:
@@ -194,16 +194,16 @@ def _tensor(state: np.ndarray, like: Tensor) -> Tensor:
 
 
 def dequantise(x_0: Tensor, uniform: Tensor, levels: int) -> Tensor:
-    """Grey levels spread evenly over their bins of half-width 1/(K-1), Theis et al. 2016.
+    """Spread grey levels uniformly over their bins of half-width 1/(K-1), Theis et al. 2016.
 
     Args:
         x_0: grey levels in [-1, 1], shape (B, C, H, W).
-        uniform: in [0, 1), shape (B, C, H, W).
+        uniform: uniform noise in [0, 1), shape (B, C, H, W).
         levels: K.
     """
     return x_0 + (2 * uniform - 1) / (levels - 1)
 
 
 def code_length(log_p: Tensor, dims: int, levels: int) -> Tensor:
-    """Bits/dim of grey levels, at most on average over `dequantise`: -log2 p less the bits of a bin's width, (B,)."""
+    """Bits/dim of grey levels, an upper bound in expectation over `dequantise`: -log2(p) / D - log2(2/(K-1)), (B,)."""
     return bits_per_dim(-log_p - dims * np.log(2 / (levels - 1)), dims)

@@ -1,12 +1,12 @@
-"""The bound of Ho et al. 2020, Eq. 5, from a few of its T terms: unbiased, with the error that this causes.
+"""Unbiased estimate of the bound of Ho et al. 2020, Eq. 5, from a few of its T terms, and its error.
 
-Some times are evaluated for every image, t = 1 always. The others are importance sampled: with inclusion probabilities
-pi_t that sum to m, one time is drawn from each of m equal parts of their cumulated sum, and
+Some times, always including t = 1, are evaluated for every image. The others are importance sampled: with inclusion
+probabilities pi_t that sum to m, one time is drawn from each of m equal parts of their cumulative sum, and
 
     L = L_T + sum_{t exact} L_{t-1} + sum_{t drawn} L_{t-1} / pi_t
 
-has the mean of Eq. 5. The best pi_t is proportional to the root of E[L_{t-1}^2], which a pilot of a few images
-measures; a time whose pi_t would exceed one is evaluated for every image.
+has the expectation of Eq. 5. The best pi_t is proportional to the root of E[L_{t-1}^2], measured by a pilot run on a
+few images; a time whose pi_t would exceed one is evaluated for every image.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from ddpm.model.prediction import Clip
 from ddpm.support.finite import finite
 
 UNIFORM_SHARE = 0.01
-"""Part of the probability that is spread evenly, lest a time that the pilot underrates gets a huge weight."""
+"""Share of probability spread evenly, so that a time underestimated by the pilot does not get a huge weight."""
 
 
 class Proposal(NamedTuple):
@@ -34,7 +34,7 @@ class Proposal(NamedTuple):
     Attributes:
         exact: times that are always evaluated, increasing from 1, shape (E,).
         inclusion: pi_t, float64, shape (T + 1,): 0 at t = 0, 1 where exact, summing to `drawn` over the others.
-        drawn: m, the number of times drawn for each image.
+        drawn: m, the number of times drawn per image.
     """
 
     exact: Tensor
@@ -42,10 +42,10 @@ class Proposal(NamedTuple):
     drawn: int
 
     def times(self, uniform: Tensor) -> Tensor:
-        """The times of each image, the exact ones first, the drawn ones increasing.
+        """Times of each image: first the exact ones, then the drawn ones in increasing order.
 
         Args:
-            uniform: in [0, 1), shape (B, drawn).
+            uniform: uniform numbers in [0, 1), shape (B, drawn).
         Returns:
             Times in 1..T, shape (B, E + drawn).
         """
@@ -53,23 +53,23 @@ class Proposal(NamedTuple):
         probability[self.exact] = 0
         cumulated = probability.cumsum(0)
         quantile = torch.arange(self.drawn, dtype=torch.float64) + uniform.double()
-        # Rounding may lift a quantile to the whole sum.
+        # Rounding may raise a quantile to the total.
         drawn = torch.searchsorted(cumulated, quantile, right=True).clamp(max=len(cumulated) - 1)
         exact = self.exact.expand(len(uniform), -1)
         return torch.cat([exact, drawn], 1)
 
 
 def proposal(second_moment: Tensor, evaluations: int) -> Proposal:
-    """The best use of a number of evaluations.
+    """The best proposal for a number of evaluations.
 
     Args:
         second_moment: E[L_{t-1}^2] for t = 2..T, any unit, float64, shape (T - 1,).
-        evaluations: of the network for each image, at least 3; T or more of them evaluate every time.
+        evaluations: network evaluations per image, at least 3; T or more evaluate every time.
     Raises:
-        ValueError: there are fewer than 3 evaluations; two drawn times are needed to know the error.
+        ValueError: there are fewer than 3 evaluations; estimating the error takes two drawn times.
     """
     if evaluations < 3:
-        raise ValueError(f"evaluations must be at least 3 for each image, got {evaluations}; 10 are usual")
+        raise ValueError(f"evaluations must be at least 3 per image, got {evaluations}; 10 is typical")
     T = len(second_moment) + 1
     if evaluations >= T:
         return Proposal(torch.arange(1, T + 1), (torch.arange(T + 1) > 0).double(), 0)
@@ -106,9 +106,9 @@ def pilot(
     Args:
         diffusion: the model, in evaluation mode.
         x_0: grey levels in [-1, 1], shape (B, C, H, W).
-        noise: time -> the standard normal of x_t, shape (B, C, H, W).
+        noise: time -> standard normal noise of x_t, shape (B, C, H, W).
         clip: clip x^_0 to [-1, 1] (see `Prediction`).
-        knots: number of times, at most; they are denser where t is small.
+        knots: maximum number of times; they are denser at small t.
         on_step: called after each evaluation.
     """
     times = pilot_times(diffusion.T, knots)
@@ -124,7 +124,7 @@ def pilot(
 
 
 def pilot_times(T: int, knots: int = 64) -> Tensor:
-    """At most `knots` times in 2..T, both ends included, spread geometrically."""
+    """At most `knots` geometrically spaced times in 2..T, including both ends."""
     return torch.from_numpy(np.unique(np.geomspace(2, max(2, T), knots).round().astype(np.int64)))
 
 
@@ -134,7 +134,7 @@ class SampledBound(CodeLength):
 
     Attributes:
         proposal: the times that were evaluated.
-        times: of each image, the exact ones first, shape (N, E + m).
+        times: times of each image, the exact ones first, shape (N, E + m).
         terms: L_{t-1} at these times, nats per image, shape (N, E + m).
         error: (x_0 - x^_0)^2 at t = 1, mean over the dimensions, shape (N,).
     """
@@ -158,7 +158,7 @@ class SampledBound(CodeLength):
 
     @property
     def variance_over_times(self) -> Tensor:
-        """From the differences between neighbouring parts, in a ring: its mean is right, or too large."""
+        """Estimated from differences between cyclic neighbours; unbiased, or too large."""
         drawn = self._weighted[:, len(self.proposal.exact) :]
         return 0.5 * ((drawn - drawn.roll(1, 1)) ** 2).sum(1)
 
@@ -186,14 +186,14 @@ def sampled_bound(
     clip: Clip = False,
     on_step: Callable[[], None] = lambda: None,
 ) -> SampledBound:
-    """The bound from the times of a proposal, with one x_t ~ q(x_t | x_0) for each image and time.
+    """Estimate the bound at the times of a proposal, with one x_t ~ q(x_t | x_0) per image and time.
 
     Args:
         diffusion: the model, in evaluation mode.
         x_0: grey levels in [-1, 1], shape (B, C, H, W).
-        noise: times, shape (B,) -> the standard normal of each image's x_t, shape (B, C, H, W).
+        noise: times, shape (B,) -> standard normal noise of each x_t, shape (B, C, H, W).
         proposal: the times to evaluate.
-        uniform: which of them, in [0, 1), shape (B, proposal.drawn).
+        uniform: uniform numbers that choose the drawn times, in [0, 1), shape (B, proposal.drawn).
         clip: clip x^_0 to [-1, 1] (see `Prediction`).
         on_step: called after each evaluation.
     """

@@ -1,4 +1,4 @@
-"""What is minimised."""
+"""Training losses."""
 
 from abc import ABC, abstractmethod
 
@@ -14,24 +14,24 @@ class Loss(ABC):
     trains_variance: bool = False
     """Whether a learned variance receives gradients."""
     needs_learned_variance: bool = False
-    """Whether a part of the loss would train nothing under a fixed variance."""
+    """Whether part of the loss has no effect with a fixed variance."""
 
     @abstractmethod
     def __call__(self, prediction: Prediction, x_0: Tensor) -> Tensor:
-        """Loss of each image, shape (B,).
+        """Loss per image, shape (B,).
 
         Args:
-            prediction: of the model at x_t ~ q(x_t | x_0).
+            prediction: the model's prediction at x_t ~ q(x_t | x_0).
             x_0: clean images in [-1, 1], shape (B, C, H, W).
         """
 
     def logged(self, losses: Tensor, T: int) -> Tensor:
-        """What these losses on a chain of T steps are logged as, shape (B,)."""
+        """Convert losses on a chain of T steps to the values to log, shape (B,)."""
         return losses
 
 
 class WeightedError(Loss):
-    """w_t ||y_t - y^_t||^2, averaged over dimensions, in the network's own output."""
+    """w_t ||y_t - y^_t||^2 in the network's own parameterization, averaged over dimensions."""
 
     @abstractmethod
     def weight(self, diffusion: Diffusion, t: Tensor) -> Tensor:

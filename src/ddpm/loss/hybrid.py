@@ -11,10 +11,10 @@ from ddpm.model.prediction import Prediction
 
 
 class Hybrid(Loss):
-    """L_simple + lambda L_vlb, where L_vlb trains the variance alone: the mean is detached in it.
+    """L_simple + lambda L_vlb, where the mean is detached in L_vlb, so that it trains only the variance.
 
-    L_vlb is T times the term of time t, an estimate of the whole bound in bits/dim: with lambda = 0.001 the weight of a
-    term is T / 1000, that of the published code.
+    L_vlb is T times the term at time t, an estimate of the whole bound in bits/dim. With lambda = 0.001, a term has
+    weight T / 1000, as in the published code.
 
     Args:
         vlb_weight: lambda, > 0; the paper uses 0.001.

@@ -7,12 +7,12 @@ from ddpm.model.diffusion import Diffusion
 
 
 class MinSNR(WeightedError):
-    """min(snr_t, gamma) on the error of x_0, whatever the network predicts.
+    """Weight min(snr_t, gamma) on the error of x_0, for any parameterization.
 
     ||y - y^||^2 = a_t^2 ||x_0 - x^_0||^2, so w_t = min(snr_t, gamma) / a_t^2.
 
     Args:
-        gamma: bound on the weight, > 0; the paper uses 5.
+        gamma: maximum weight, > 0; the paper uses 5.
     """
 
     def __init__(self, gamma: float = 5.0) -> None:

@@ -9,14 +9,14 @@ from ddpm.model.diffusion import Diffusion
 
 
 class P2(WeightedError):
-    """1 / (k + snr_t)^gamma on the error of eps, whatever the network predicts.
+    """Weight 1 / (k + snr_t)^gamma on the error of eps, for any parameterization.
 
     ||eps - eps^||^2 = snr_t ||x_0 - x^_0||^2 and ||y - y^||^2 = a_t^2 ||x_0 - x^_0||^2, so
     w_t = snr_t / (a_t^2 (k + snr_t)^gamma).
 
     Args:
         k: > 0; the paper uses 1.
-        gamma: >= 0; the paper uses 1 (0 is the unweighted error of eps).
+        gamma: >= 0; the paper uses 1, and 0 is the unweighted error of eps.
     """
 
     def __init__(self, k: float = 1.0, gamma: float = 1.0) -> None:

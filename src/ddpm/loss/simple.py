@@ -8,7 +8,7 @@ from ddpm.model.diffusion import Diffusion
 
 
 class Simple(WeightedError):
-    """The unweighted error of the network's own output; w_t = 1."""
+    """Unweighted error of the network's own output, w_t = 1."""
 
     def weight(self, diffusion: Diffusion, t: Tensor) -> Tensor:
         return torch.ones_like(t, dtype=torch.float64)

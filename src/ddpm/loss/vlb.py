@@ -1,4 +1,4 @@
-"""The variational bound itself, Ho et al. 2020, Eq. 5."""
+"""The variational bound, Ho et al. 2020, Eq. 5."""
 
 from torch import Tensor
 
@@ -9,10 +9,10 @@ from ddpm.model.prediction import Prediction
 
 
 class VLB(Loss):
-    """The exact term of time t in bits/dim, as the code of Ho et al. minimises it (`loss_type="kl"`).
+    """The exact term at time t in bits/dim, as minimised by the code of Ho et al. (`loss_type="kl"`).
 
-    With t uniform, T times its mean is an unbiased estimate of the bound without L_T: that is logged. The factor stays
-    out of the gradients, which `trainer.gradient_clip_val` would cut at every step.
+    For uniform t, T times its mean is an unbiased estimate of the bound without L_T, and is what is logged. The
+    gradients omit the factor T, with which `trainer.gradient_clip_val` would clip at every step.
     """
 
     trains_variance = True

@@ -10,17 +10,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Guidance:
-    """eps^ = (1 + w) eps(x, t, c) - w eps(x, t), Eq. 6; and the same for every other parameterization.
+    """Classifier-free guidance, eps^ = (1 + w) eps(x, t, c) - w eps(x, t), Eq. 6, in any parameterization.
 
-    w = 0 is the conditional model, w = -1 the unconditional one. The other convention in use, with a scale s for
+    w = 0 is the conditional model, w = -1 the unconditional one. The other common convention,
     eps(x, t) + s (eps(x, t, c) - eps(x, t)), has s = 1 + w.
 
     Args:
         scale: w.
-        interval: the first and the last time, of 1..T, at which to guide (Kynkaanniemi et al. 2024); elsewhere the
-            model is the conditional one. None for everywhere.
+        interval: first and last time in 1..T at which to guide (Kynkaanniemi et al. 2024); at other times the
+            conditional model is used. None to guide at all times.
     Raises:
-        ValueError: the scale is no number, or the interval is none.
+        ValueError: the scale is not finite, or the interval is invalid.
     """
 
     scale: float = 0.0
@@ -31,12 +31,12 @@ class Guidance:
             raise ValueError(f"guidance must be a finite number, got {self.scale}")
         if self.interval is not None and (len(self.interval) != 2 or not self.interval[0] <= self.interval[1]):
             raise ValueError(
-                f"guidance_interval must be the first and the last time to guide at, such as [100,800], "
+                f"guidance_interval must be the first and last time to guide at, such as [100,800], "
                 f"got {list(self.interval)}"
             )
 
     def at(self, t: Tensor) -> Tensor | None:
-        """w at times t in [1, T], shape (B,); None where nothing guides."""
+        """w at times t in [1, T], shape (B,); None if it is 0 at all of them."""
         if self.scale == 0:
             return None
         if self.interval is None:
@@ -46,20 +46,20 @@ class Guidance:
 
 
 CONDITIONAL = Guidance()
-"""No guidance: the conditional model itself."""
+"""No guidance: the conditional model."""
 
 
 @dataclass(frozen=True)
 class Given:
-    """The output of a conditional model for images of the given classes, guided.
+    """Guided output of a conditional model for given classes.
 
-    The two evaluations that guidance takes are one batch. A learned variance is that of the conditional model.
+    Guidance evaluates the network on both inputs in one batch. A learned variance is the conditional model's.
 
     Attributes:
         output: (x_t, t, label) -> the network's output.
-        label: one for each image of a batch, int64, shape (B,).
-        classes: the label that stands for no class.
-        guidance: towards the classes.
+        label: class of each image in a batch, int64, shape (B,).
+        classes: the label that means no class.
+        guidance: strength of the guidance towards the classes.
     """
 
     output: Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -82,23 +82,23 @@ class Given:
 
 @dataclass(frozen=True)
 class Classes:
-    """Which class each sample is to be of.
+    """Requested class of each sample.
 
     Attributes:
-        labels: sample i is of labels[i mod L], int64, shape (L,).
-        guidance: towards its class.
+        labels: the class of sample i is labels[i mod L], int64, shape (L,).
+        guidance: strength of the guidance towards the class.
     """
 
     labels: Tensor
     guidance: Guidance = CONDITIONAL
 
     def of(self, index: Sequence[int] | Tensor) -> Tensor:
-        """The classes of samples, int64, shape (B,)."""
+        """Classes of the samples with these indices, int64, shape (B,)."""
         return self.labels[torch.as_tensor(index) % len(self.labels)]
 
 
 def in_proportion(labels: Tensor) -> Tensor:
-    """The same labels in an order of which every stretch has about the proportions of the whole, shape (N,)."""
+    """Reorder labels so that every contiguous part has about the proportions of the whole, shape (N,)."""
     n = len(labels)
     # The order of a golden-ratio sequence is a permutation that covers 0..n-1 evenly.
     order = ((torch.arange(n, dtype=torch.float64) * 0.6180339887498949) % 1).argsort()

@@ -1,4 +1,4 @@
-"""The model: a network, read through a parameterization and a variance, on a process."""
+"""The model: a network on a process, interpreted by a parameterization and a variance."""
 
 import copy
 from typing import Protocol, Self
@@ -27,16 +27,15 @@ class Diffusion(nn.Module):
     """p(x_{t-1} | x_t) and the discretised decoder p(x_0 | x_1) of Ho et al. 2020, section 3.
 
     Args:
-        network: maps (c_in x_t, c_noise) to C * (1 + variance.extra_channels) channels, where c_in and c_noise are
-            those of the parameterization; (c_in x_t, c_noise, label) too if there are classes.
+        network: maps (c_in x_t, c_noise), or (c_in x_t, c_noise, label) with classes, to
+            C * (1 + variance.extra_channels) channels; the parameterization defines c_in and c_noise.
         process: the forward process, possibly respaced.
         parameterization: what the network's first C channels predict.
         variance: sigma_t^2, fixed or read from the remaining channels.
         levels: K, the number of grey levels of the data.
-        classes: number of classes that the network can be given, 0 if it is unconditional. Label number `classes`, or
-            none, stands for no class.
+        classes: number of classes, 0 for an unconditional network. The label `classes`, or None, means no class.
     Raises:
-        ValueError: the parameterization says nothing of the image at the end of the chain.
+        ValueError: the parameterization cannot recover the image at the end of the chain.
     """
 
     def __init__(
@@ -65,37 +64,37 @@ class Diffusion(nn.Module):
 
     @property
     def T(self) -> int:
-        """Length of the chain."""
+        """Number of steps of the chain."""
         return self.process.T
 
     def predict(self, x_t: Tensor, t: Tensor, clip: Clip = False) -> Prediction:
-        """One evaluation of the network.
+        """Evaluate the network once.
 
         Args:
             x_t: noisy images, shape (B, C, H, W).
             t: times in 1..T, shape (B,).
-            clip: clip x^_0 to [-1, 1], or threshold it (see `Prediction`), and let every other reading follow it.
+            clip: clip or threshold x^_0 (see `Prediction`); everything else is then computed from it.
         """
         y, raw = self._read(x_t, self.process.times[distinct(t)])
         return Prediction(self, x_t, t, y, raw, clip)
 
     def score(self, x_t: Tensor, t: Tensor, clip: Clip = False) -> Tensor:
-        """grad log q(x_t) as the model has it, Song et al. 2021; arguments as in `predict`."""
+        """The model's score grad log q(x_t), Song et al. 2021; arguments as in `predict`."""
         return self.predict(x_t, t, clip).score
 
     def eps(self, x: Tensor, t: Tensor) -> Tensor:
-        """The noise in images at a real time, at which the network interpolates; shape of x.
+        """Predict the noise in images at a real-valued time; shape of x.
 
         Args:
             x: noisy images, shape (B, C, H, W).
-            t: an original time in [1, T], one for all images, shape ().
+            t: original time in [1, T], the same for all images, shape ().
         """
         y, _ = self._read(x, t.view(1))
         k_y, k_x = self.parameterization.map_to(Eps(), self.process.origin.coefficients(t.view(1)))
         return k_y.to(x.dtype) * y + k_x.to(x.dtype) * x
 
     def _read(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The output in the network's own parameterization, and what a learned variance reads."""
+        """The output in the network's own parameterization, and the channels of a learned variance."""
         out = self.output(x, t)
         if not self.variance.extra_channels:
             return out, None
@@ -103,12 +102,12 @@ class Diffusion(nn.Module):
         return y, raw
 
     def output(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """The output of the network: the one place that knows what it is given for x_t and t.
+        """The network's output, from inputs computed from x_t and t.
 
         Args:
             x: noisy images, shape (B, C, H, W).
-            t: original times in [1, T], integers or real numbers, shape (B,), or (1,) for all images.
-            label: classes, int64, shape (B,); None for none.
+            t: original times in [1, T], integer or real, shape (B,), or (1,) for all images.
+            label: classes, int64, shape (B,); None for no class.
         """
         if self.replaced is not None:
             return self.replaced(x, t, label)
@@ -125,11 +124,11 @@ class Diffusion(nn.Module):
     def respace(self, steps: int | Tensor) -> "Diffusion":
         """The same network on a shorter chain.
 
-        x^_0 is decoded with the tables that the network was trained on, the posterior formed with those of the
-        shorter chain (Nichol & Dhariwal 2021, section 4).
+        x^_0 is decoded with the tables of the original chain; the posterior uses those of the shorter one (Nichol &
+        Dhariwal 2021, section 4).
 
         Args:
-            steps: the number of steps, spread evenly, or the times to visit, increasing to T.
+            steps: number of evenly spaced steps, or the times to visit, increasing to T.
         Raises:
             ValueError: the steps do not fit the chain.
         """
@@ -140,25 +139,24 @@ class Diffusion(nn.Module):
         return other
 
     def with_network(self, network: nn.Module) -> Self:
-        """The same model, tables included, on another network, such as the averaged one."""
+        """The same model with another network, such as the averaged one, sharing the tables."""
         assert self.replaced is None, "choose the network first"
         other = copy.copy(self)
         other._modules = {**self._modules, "network": network}
         return other
 
     def with_output(self, output: Output) -> Self:
-        """The same model with another output, such as a guided one, which may use that of this model."""
+        """The same model with another output function, such as a guided one, which may call this model's."""
         other = copy.copy(self)
         other.replaced = output
         return other
 
     def given(self, label: Tensor, guidance: Guidance = CONDITIONAL) -> Self:
-        """The model of images of a class, one for each image of the batches that it will see.
+        """The unconditional model of images of the given classes. An unconditional model is returned unchanged.
 
         Args:
-            label: classes, 0..classes - 1, or `classes` for none, int64, shape (B,). An unconditional model, which is
-                returned as it is, has no use for them.
-            guidance: how much further than the conditional model to go.
+            label: class of each image in the batches to come, 0..classes - 1, or `classes` for none, int64, shape (B,).
+            guidance: how far to go beyond the conditional model.
         """
         if not self.classes:
             return self

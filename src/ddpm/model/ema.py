@@ -7,16 +7,16 @@ from torch import nn
 
 
 class EMA(nn.Module):
-    """A second network that follows the first: w_ema <- decay w_ema + (1 - decay) w after each optimizer step.
+    """A network with averaged weights: w_ema <- decay w_ema + (1 - decay) w after each optimizer step.
 
-    Parameters are averaged in their own precision (float32 in mixed-precision training); buffers are copied. It
-    starts equal to the network, so it can be used before the first update, and is never swapped with it.
+    Parameters are averaged in their own precision (float32 in mixed-precision training); buffers are copied. The
+    average starts as a copy of the network, so it can be used before the first update. The two are never swapped.
 
     Args:
-        network: the network to follow.
+        network: the network to average.
         decay: in [0, 1); Ho et al. use 0.9999.
-        warm_up: let the decay grow as (1 + k) / (10 + k) with the number k of earlier updates up to `decay`, so that
-            short runs forget their initialisation.
+        warm_up: limit the decay to (1 + k) / (10 + k) after k updates, so that short runs forget their
+            initialisation.
     """
 
     def __init__(self, network: nn.Module, decay: float = 0.9999, warm_up: bool = True) -> None:
@@ -29,11 +29,11 @@ class EMA(nn.Module):
 
     @torch.no_grad()
     def update(self, network: nn.Module, updates: int) -> None:
-        """Follow the network by one step.
+        """Update the average after one step of the network.
 
         Args:
-            network: with the weights after the step.
-            updates: how many updates came before this one.
+            network: the network after the step.
+            updates: number of earlier updates.
         """
         decay = min(self.decay, (1 + updates) / (10 + updates)) if self.warm_up else self.decay
         torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), 1 - decay)
@@ -41,5 +41,5 @@ class EMA(nn.Module):
             averaged.copy_(current)
 
     def train(self, mode: bool = True) -> "EMA":
-        """Stays in evaluation mode."""
+        """Stay in evaluation mode, whatever `mode` is."""
         return super().train(False)

@@ -1,4 +1,4 @@
-"""What one evaluation of the network says about x_{t-1}."""
+"""The result of one evaluation of the network: x_0, eps, score and p(x_{t-1} | x_t)."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,29 +15,29 @@ if TYPE_CHECKING:
 
 
 Clip = bool | float | str
-"""Whether and how x^_0 is clipped, see `Prediction`: True, False, "published", or a quantile in (0, 1)."""
+"""How x^_0 is clipped: True, False, "published", or a quantile in (0, 1). See `Prediction`."""
 
 
 def check_clip(name: str, clip: Clip) -> None:
-    """Raises ValueError, in which the setting is called `name`, unless x^_0 can be clipped so."""
+    """Raise ValueError unless `clip` is valid; the message calls the setting `name`."""
     if not (isinstance(clip, bool) or clip == "published" or (isinstance(clip, float) and 0 < clip < 1)):
         raise ValueError(f"{name} must be true, false, published, or a quantile in (0, 1) such as 0.995, got {clip!r}")
 
 
 @dataclass
 class Prediction:
-    """Readings of the network's output at (x_t, t). All tensors have the shape of x_t.
+    """The network's output at (x_t, t), and what follows from it, in the shape of x_t.
 
     Attributes:
         diffusion: the model that made the prediction.
         x_t: noisy images.
         t: times in 1..T, shape (B,).
         y: the network's output in its own parameterization.
-        raw: the channels that a learned variance reads, or None.
-        clip: whether x_0 is clipped to [-1, 1]; every other reading then follows the clipped x_0. "published" does as
-            the code of Ho et al.: the same, but where the network predicts the mean of p, that stays as predicted. A
-            number q in (0, 1) thresholds dynamically instead (Saharia et al. 2022): x_0 is clipped to [-s, s] and
-            divided by s, the q-quantile of |x_0| over the image, or 1 if that is less.
+        raw: the channels of a learned variance, or None.
+        clip: True clips x_0 to [-1, 1] and derives everything else from the clipped x_0. "published" does the same,
+            but, like the code of Ho et al., leaves a predicted mean of p as it is. A number q in (0, 1) selects
+            dynamic thresholding (Saharia et al. 2022): x_0 is clipped to [-s, s] and divided by s, the q-quantile of
+            |x_0| over the image, but at least 1.
     """
 
     diffusion: "Diffusion"
@@ -49,7 +49,7 @@ class Prediction:
 
     @cached_property
     def x_0(self) -> Tensor:
-        """x^_0, the clean image that the output implies (Eq. 15 for eps)."""
+        """x^_0, the clean image implied by the output (Eq. 15 for eps)."""
         x_0: Tensor = self.diffusion.to_x_0(self.y, self.x_t, self.t)
         if not self.clip:
             return x_0
@@ -61,7 +61,7 @@ class Prediction:
 
     @cached_property
     def eps(self) -> Tensor:
-        """The noise in x_t that the output implies."""
+        """The noise in x_t implied by the output."""
         if self.clip:
             eps: Tensor = self.diffusion.eps_from_x_0(self.x_0, self.x_t, self.t)
         else:
@@ -75,7 +75,7 @@ class Prediction:
 
     @cached_property
     def p(self) -> Gaussian:
-        """p(x_{t-1} | x_t): mean mu_theta and log-variance (nats)."""
+        """p(x_{t-1} | x_t): mean mu_theta and log-variance in nats."""
         diffusion = self.diffusion
         if self.clip and not (self.clip == "published" and diffusion.parameterization.is_mean):
             mean = diffusion.process.posterior(self.x_0, self.x_t, self.t).mean
@@ -84,5 +84,5 @@ class Prediction:
         return Gaussian(mean, diffusion.variance.log_var(diffusion.process, self.t, self.raw, self.x_t))
 
     def with_mean_detached(self) -> "Prediction":
-        """The same prediction, through which only the variance receives gradients."""
+        """The same prediction, with gradients only through the variance."""
         return replace(self, y=self.y.detach())

@@ -1,4 +1,4 @@
-"""What all networks have in common."""
+"""Base class of networks."""
 
 from abc import abstractmethod
 
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class Network(nn.Module):
-    """(x_t, t, label) -> an image-shaped prediction; built for an image size and numbers of channels and classes."""
+    """(x_t, t, label) -> image-shaped prediction, for a fixed image size and number of channels and classes."""
 
     @abstractmethod
     def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
@@ -14,6 +14,6 @@ class Network(nn.Module):
 
         Args:
             x_t: noisy images, scaled by the parameterization's c_in, shape (B, in_channels, H, W).
-            t: the parameterization's c_noise of the time, shape (B,); by default times from 0.
-            label: classes, int64, shape (B,); None for none in the whole batch.
+            t: the parameterization's c_noise, shape (B,); by default the time counted from 0.
+            label: classes, int64, shape (B,); None for no class.
         """

@@ -14,12 +14,12 @@ Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
 
 def initialise(layer: Layer, scale: float = 1.0, fused: int = 1) -> Layer:
-    """Uniform weights of variance scale / mean(fan_in, fan_out), and zero biases; scale 0 gives a layer of zeros.
+    """Initialise with uniform weights of variance scale / mean(fan_in, fan_out), or zero for scale 0, and zero biases.
 
     Args:
         layer: its parameters are overwritten.
-        scale: of the variance, at least 0.
-        fused: layers of equal size that this one computes at once; each has the fan_out of its own outputs.
+        scale: scale of the variance, >= 0.
+        fused: number of equally sized layers fused into this one; each is initialised with its own fan_out.
     """
     for name, parameter in layer.named_parameters():
         if name.endswith("weight") and scale > 0:
@@ -31,17 +31,17 @@ def initialise(layer: Layer, scale: float = 1.0, fused: int = 1) -> Layer:
 
 
 def conv(c_in: int, c_out: int, kernel: int = 3, scale: float = 1.0, fused: int = 1) -> nn.Conv2d:
-    """A convolution that keeps H and W, of a kernel of 1 or 3, initialised as `initialise` says."""
+    """A convolution that keeps H and W, with kernel size 1 or 3, initialised by `initialise`."""
     return initialise(nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2), scale, fused)
 
 
 def norm(channels: int, groups: int) -> nn.GroupNorm:
-    """A group normalisation."""
+    """Group normalisation."""
     return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
 class TimeEmbedding(nn.Module):
-    """Sinusoidal embedding of the time, then two layers: (B,) -> (B, E)."""
+    """Sinusoidal time embedding followed by two linear layers: (B,) -> (B, E)."""
 
     frequencies: Tensor
 
@@ -60,7 +60,7 @@ class TimeEmbedding(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two normalised convolutions with the time embedding added in between: (B, C_in, H, W) -> (B, C_out, H, W)."""
+    """Two normalised convolutions with the time embedding added between them: (B, C_in, H, W) -> (B, C_out, H, W)."""
 
     def __init__(self, c_in: int, c_out: int, embedding: int, dropout: float, groups: int) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class ResidualBlock(nn.Module):
         self.shortcut = nn.Identity() if c_in == c_out else conv(c_in, c_out, kernel=1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """`embedding` has passed its nonlinearity, shape (B, E), or (1, E) for all images."""
+        """`embedding` is already activated, shape (B, E), or (1, E) for all images."""
         h = self.conv_1(F.silu(self.norm_1(x)))
         h = h + self.time(embedding)[:, :, None, None]
         h = self.conv_2(self.dropout(F.silu(self.norm_2(h))))
@@ -81,7 +81,7 @@ class ResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention with one head over the pixels, added to its input: (B, C, H, W) -> (B, C, H, W)."""
+    """Single-head self-attention over pixels, added to its input: (B, C, H, W) -> (B, C, H, W)."""
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.query_key_value(self.norm(x)).flatten(2).chunk(3, dim=1)
-        if x.device.type == "cpu":  # where torch's own attention would copy them into place
+        if x.device.type == "cpu":  # where torch's own attention would copy q, k and v
             weights = torch.softmax((q * q.shape[1] ** -0.5).transpose(1, 2) @ k, dim=2)
             h = v @ weights.transpose(1, 2)
         else:
@@ -101,7 +101,7 @@ class Attention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves H and W by a strided convolution, padded below and to the right as in the published code."""
+    """Halves H and W with a strided convolution, padded at the bottom and right as in the published code."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles H and W by repetition, then a convolution."""
+    """Doubles H and W by nearest-neighbour upsampling, followed by a convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -13,24 +13,24 @@ from ddpm.network.layers import Attention, Downsample, ResidualBlock, TimeEmbedd
 
 
 class SizeError(ValueError):
-    """A network does not fit the size of the images."""
+    """The network does not fit the image size."""
 
 
 class UNet(Network):
-    """(x_t, t) -> an image-shaped prediction.
+    """U-Net: (x_t, t, label) -> image-shaped prediction.
 
     Args:
-        image_size: H = W of the images, divisible by 2 for every level but the last.
+        image_size: H = W of the images, divisible by 2 for each level except the last.
         in_channels: C of the images.
         out_channels: C of the output.
         width: channels at full resolution; the time embedding has four times as many.
-        multipliers: channels of each level, in units of width.
-        blocks: residual blocks a level on the way down; one more on the way up.
-        attention: resolutions (H) at which every residual block is followed by attention; the middle always has it.
+        multipliers: channels of each level, as multiples of width.
+        blocks: residual blocks per level on the way down; one more on the way up.
+        attention: resolutions (H) with attention after every residual block; the middle always has it.
         dropout: probability, in [0, 1).
-        groups: of the group normalisations; divides the channels of every level.
-        classes: number of classes that the network can be given, 0 for none.
-        recompute: keep the inputs of stages only for the gradient and compute the rest anew: less memory, more time.
+        groups: groups of the group normalisations; must divide the width.
+        classes: number of classes, 0 for none.
+        recompute: activation checkpointing per stage, which saves memory and costs time.
     Raises:
         ValueError: the sizes do not fit together.
     """
@@ -104,7 +104,7 @@ class UNet(Network):
         Args:
             x_t: noisy images, shape (B, in_channels, H, W).
             t: times from 0, shape (B,).
-            label: classes, with the number of classes for none, int64, shape (B,); None for none in the whole batch.
+            label: classes, or the number of classes for no class, int64, shape (B,); None for no class.
         """
         embedding = self.time(distinct(t))
         if self.label is not None:
@@ -156,7 +156,7 @@ class UNet(Network):
         if image_size % 2**halvings:
             raise SizeError(
                 f"image_size {image_size} cannot be halved {halvings} times, as multipliers={list(multipliers)} "
-                f"asks; use fewer multipliers or another image size"
+                f"requires; use fewer multipliers or another image size"
             )
         unknown = [size for size in attention if size not in sizes]
         if unknown:
@@ -164,6 +164,6 @@ class UNet(Network):
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {dropout}; Ho et al. use 0.1 on CIFAR10")
         if width < 4 or groups < 1:
-            raise ValueError(f"width must be at least 4, for the time, and groups at least 1, got {width} and {groups}")
+            raise ValueError(f"width must be at least 4 (time embedding), groups at least 1, got {width} and {groups}")
         if width % groups or width % 2:
             raise ValueError(f"width must be even and divisible by groups={groups}, got {width}")

@@ -1,4 +1,4 @@
-"""What is measured of an image: y = A(x) + sigma n."""
+"""Measurements of images: y = A(x) + sigma n."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Operator(ABC):
-    """A(x), differentiable; images in [-1, 1], shape (B, C, H, W), to measurements, shape (B, ...)."""
+    """A differentiable map A from images in [-1, 1], shape (B, C, H, W), to measurements, shape (B, ...)."""
 
     linear: bool = False
     """Whether A(a x + b x') = a A(x) + b A(x')."""
@@ -19,24 +19,24 @@ class Operator(ABC):
         """A(x)."""
 
     def check(self, shape: Sequence[int]) -> None:  # noqa: B027 (most operators measure any image)
-        """Raises ValueError unless images of this shape, (C, H, W), can be measured."""
+        """Raise ValueError unless images of this shape, (C, H, W), can be measured."""
 
     def picture(self, y: Tensor, shape: Sequence[int]) -> Tensor:
-        """Measurements as images to look at, shape (B, C, H, W)."""
+        """Measurements as images for display, shape (B, C, H, W)."""
         return torch.nn.functional.interpolate(y.expand(-1, shape[0], -1, -1), size=tuple(shape[1:]), mode="nearest")
 
 
 class LinearOperator(Operator):
-    """A linear A, whose adjoint comes from differentiating it."""
+    """A linear A, whose adjoint comes from automatic differentiation."""
 
     linear = True
 
     def adjoint(self, y: Tensor, shape: Sequence[int]) -> Tensor:
-        """A' y, for which <A x, y> = <x, A' y>.
+        """The adjoint A' y, with <A x, y> = <x, A' y>.
 
         Args:
             y: measurements, shape (B, ...).
-            shape: of an image, (C, H, W).
+            shape: shape of an image, (C, H, W).
         """
         with torch.inference_mode(False), torch.enable_grad():
             x = torch.zeros(len(y), *shape, dtype=y.dtype, device=y.device, requires_grad=True)
@@ -46,12 +46,12 @@ class LinearOperator(Operator):
 
 @dataclass(frozen=True)
 class Measurement:
-    """What is known of a batch of images.
+    """The measurements of a batch of images.
 
     Attributes:
         operator: A.
         y: A(x) + sigma n, shape (B, ...).
-        sigma: standard deviation of the noise, at least 0.
+        sigma: standard deviation of the noise, >= 0.
     """
 
     operator: Operator
@@ -64,11 +64,11 @@ class Measurement:
 
 
 def linear(measurement: Measurement) -> LinearOperator:
-    """The operator of a solver that needs a linear one.
+    """The operator of a measurement, checked to be linear.
 
     Raises:
-        ValueError: it is not linear.
+        ValueError: the operator is not linear.
     """
     if not isinstance(measurement.operator, LinearOperator):
-        raise ValueError("this solver needs a linear operator; choose solver=dps for any other")
+        raise ValueError("this solver needs a linear operator; choose solver=dps for a nonlinear one")
     return measurement.operator

@@ -1,4 +1,4 @@
-"""Convolution with a kernel, the same in every channel; the image is mirrored at its edges."""
+"""Convolution of every channel with the same kernel, with reflection padding."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ class Blur(LinearOperator):
     """y = k * x.
 
     Args:
-        kernel: k, odd sides, sum 1, shape (K, K).
+        kernel: k, with odd K and sum 1, shape (K, K).
     """
 
     def __init__(self, kernel: Tensor) -> None:
@@ -21,8 +21,8 @@ class Blur(LinearOperator):
     def check(self, shape: Sequence[int]) -> None:
         if len(self.kernel) // 2 >= min(shape[1:]):
             raise ValueError(
-                f"the kernel of {len(self.kernel)} pixels is too large for images of {shape[1]} x {shape[2]}; "
-                f"blur them less"
+                f"the blur kernel of {len(self.kernel)} pixels is too large for images of {shape[1]} x {shape[2]}; "
+                f"choose a smaller blur"
             )
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The grey image is known."""
+"""Colourisation of a grey image."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from ddpm.operator.base import LinearOperator
 
 LUMA = (0.299, 0.587, 0.114)
-"""Of red, green and blue, ITU-R BT.601."""
+"""Weights of red, green and blue, ITU-R BT.601."""
 
 
 class Colourise(LinearOperator):
@@ -16,7 +16,7 @@ class Colourise(LinearOperator):
 
     def check(self, shape: Sequence[int]) -> None:
         if shape[0] != 3:
-            raise ValueError(f"operator=colourise needs images of 3 channels, these have {shape[0]}")
+            raise ValueError(f"operator=colourise needs images with 3 channels, got {shape[0]}")
 
     def __call__(self, x: Tensor) -> Tensor:
         return (x * torch.tensor(LUMA).to(x).view(3, 1, 1)).sum(1, keepdim=True)

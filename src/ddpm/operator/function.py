@@ -1,4 +1,4 @@
-"""A function of the user's."""
+"""A user-defined function as operator."""
 
 import pkgutil
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ class Function(Operator):
     """y = f(x), for any differentiable f from (B, C, H, W) to (B, ...).
 
     Args:
-        function: where f is, such as `my_package.my_module.degrade`.
+        function: import path of f, such as `my_package.my_module.degrade`.
     """
 
     def __init__(self, function: str) -> None:

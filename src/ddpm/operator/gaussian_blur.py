@@ -1,4 +1,4 @@
-"""Out of focus."""
+"""Deblurring of out-of-focus images."""
 
 import math
 
@@ -8,10 +8,10 @@ from ddpm.operator.blur import Blur
 
 
 class GaussianBlur(Blur):
-    """Convolution with a Gaussian, cut at three standard deviations.
+    """Convolution with a Gaussian, truncated at three standard deviations.
 
     Args:
-        width: its standard deviation in pixels, above 0.
+        width: standard deviation in pixels, > 0.
     """
 
     def __init__(self, width: float = 1.5) -> None:

@@ -1,4 +1,4 @@
-"""Some pixels are known, the others are not."""
+"""Inpainting of unknown pixels."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -18,11 +18,11 @@ class Inpaint(LinearOperator):
     """y = m x, m = 1 where a pixel is known.
 
     Args:
-        mask: `box`, a square in the middle is unknown; `half`, the right half is; `random`, a fraction of the pixels
-            is; or a picture's path, whose black pixels are unknown (read by the rule of ddpm.data.decode).
-        size: side of the box, in pixels; None for half the image's.
-        fraction: of the pixels that `random` hides, in (0, 1).
-        seed: of `random`.
+        mask: the unknown pixels: `box` for a central square, `half` for the right half, `random` for a fraction of
+            the pixels, or the path of a picture for its black pixels (read as in ddpm.data.decode).
+        size: side of `box` in pixels; None for half the side of the image.
+        fraction: fraction of the pixels hidden by `random`, in (0, 1).
+        seed: seed of `random`.
     """
 
     def __init__(self, mask: str = "box", size: int | None = None, fraction: float = 0.5, seed: int = 0) -> None:
@@ -59,7 +59,7 @@ class Inpaint(LinearOperator):
             if picture.size != (width, height):
                 raise ValueError(
                     f"operator.mask={self.mask} is {picture.size[0]} x {picture.size[1]}, but the images are "
-                    f"{width} x {height}; give a picture of that size"
+                    f"{width} x {height}; use a mask of that size"
                 )
             known = torch.from_numpy(np.asarray(picture.convert("L")) > 127).float()
         return known

@@ -1,4 +1,4 @@
-"""Moved while it was taken."""
+"""Deblurring of images blurred by motion."""
 
 import math
 
@@ -11,20 +11,20 @@ class MotionBlur(Blur):
     """Convolution with a line.
 
     Args:
-        length: of the line in pixels, at least 2.
-        angle: against the horizontal, in degrees, anticlockwise.
+        length: length of the line in pixels, >= 2.
+        angle: angle to the horizontal, in degrees, anticlockwise.
     """
 
     def __init__(self, length: int = 7, angle: float = 30.0) -> None:
         if length < 2:
             raise ValueError(f"operator.length must be at least 2, got {length}")
         if not math.isfinite(angle):
-            raise ValueError(f"operator.angle must be a number of degrees, got {angle}")
+            raise ValueError(f"operator.angle must be a finite number of degrees, got {angle}")
         radius = math.ceil((length - 1) / 2)
         kernel = torch.zeros(2 * radius + 1, 2 * radius + 1, dtype=torch.float64)
         direction = (-math.sin(math.radians(angle)), math.cos(math.radians(angle)))
         for at in torch.linspace(-(length - 1) / 2, (length - 1) / 2, 16 * length, dtype=torch.float64).tolist():
-            # Each point of the line is shared out over the four pixels around it.
+            # Distribute each point of the line over the four pixels around it.
             y, x = (radius + at * each for each in direction)
             top, left = min(int(y), 2 * radius - 1), min(int(x), 2 * radius - 1)
             for i, share_y in ((top, 1 - (y - top)), (top + 1, y - top)):

@@ -1,4 +1,4 @@
-"""A smaller image is known."""
+"""Super-resolution of a smaller image."""
 
 from collections.abc import Sequence
 
@@ -9,10 +9,10 @@ from ddpm.operator.base import LinearOperator
 
 
 class SuperResolution(LinearOperator):
-    """y: means of squares of factor x factor pixels.
+    """y: means over blocks of factor x factor pixels.
 
     Args:
-        factor: at least 2; divides the image's sides.
+        factor: at least 2; must divide both sides of the image.
     """
 
     def __init__(self, factor: int = 4) -> None:

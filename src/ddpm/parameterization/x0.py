@@ -8,7 +8,7 @@ from ddpm.parameterization.base import Parameterization
 
 
 class X0(Parameterization):
-    """x_0 itself."""
+    """The clean image x_0."""
 
     def coefficients(self, at: Coefficients) -> tuple[Tensor, Tensor]:
         return torch.ones_like(at.sigma), torch.zeros_like(at.sigma)

@@ -8,7 +8,7 @@ from ddpm.sampler.base import Noise, Sampler, State
 
 
 class Ancestral(Sampler):
-    """x_{t-1} ~ p(x_{t-1} | x_t) from t = T down to 1; the last step takes the mean."""
+    """x_{t-1} ~ p(x_{t-1} | x_t) for t = T, ..., 1; the last step returns the mean."""
 
     def move(self, chain: Diffusion, at: Prediction, step: int, noise: Noise, before: State | None) -> Tensor:
         return at.p.sample(noise(step)) if step > 1 else at.p.mean

@@ -1,4 +1,4 @@
-"""From noise to images."""
+"""Samplers, which turn noise into images."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from ddpm.model.diffusion import Diffusion
 from ddpm.model.prediction import Clip, Prediction, check_clip
 
 Noise = Callable[[int], Tensor]
-"""Step -> standard normal, shape (B, C, H, W); no step is drawn twice. x_T is that of step 0, for any T."""
+"""Step -> standard normal, shape (B, C, H, W); no step is drawn twice. Step 0 gives x_T, for any T."""
 
 
 class State(NamedTuple):
@@ -23,7 +23,7 @@ class State(NamedTuple):
     Attributes:
         step: time of x in the sampler's chain; 0 is the finished sample.
         x: shape (B, C, H, W).
-        x_0: the clean image predicted on the way to x, shape (B, C, H, W).
+        x_0: the clean image predicted in the step to x, shape (B, C, H, W).
     """
 
     step: int
@@ -32,17 +32,17 @@ class State(NamedTuple):
 
 
 class Sampler(ABC):
-    """Draws samples with the readings of a Diffusion, whatever its parameterization and variance.
+    """Draws samples from a Diffusion with any parameterization and variance.
 
     Args:
-        steps: length of the chain, at most the trained one; None for as many.
-        clip: clip x^_0 to [-1, 1]; or "published", but not the mean that a mu model predicts; or a quantile in (0, 1),
+        steps: number of steps, at most that of the trained chain; None for the whole chain.
+        clip: clip x^_0 to [-1, 1]; or "published", which leaves a predicted mean unclipped; or a quantile in (0, 1),
             such as 0.995, for dynamic thresholding (see `Prediction`).
-        spacing: which times the chain visits, a name in `spacing.SPACINGS`.
+        spacing: spacing of the visited times, a key of `spacing.SPACINGS`.
     """
 
     needs_signal: bool = False
-    """Whether the first step is infinite where x_T is noise alone, alpha_bar_T = 0."""
+    """Whether the first step is infinite if x_T is pure noise, alpha_bar_T = 0."""
 
     def __init__(self, steps: int | None = None, clip: Clip = True, spacing: str = "uniform") -> None:
         if steps is not None and steps < 1:
@@ -55,34 +55,34 @@ class Sampler(ABC):
 
     @property
     def deterministic(self) -> bool:
-        """Whether x_T alone decides the sample."""
+        """Whether x_T determines the sample."""
         return False
 
     @abstractmethod
     def move(self, chain: Diffusion, at: Prediction, step: int, noise: Noise, before: State | None) -> Tensor:
-        """From x_step to x_{step-1}.
+        """Move from x_step to x_{step-1}.
 
         Args:
-            chain: the model on the chain that is sampled.
+            chain: the model on the sampled chain.
             at: the prediction at x_step, `at.x_t`.
             step: time in the chain, T..1.
-            noise: may be drawn at `step`; at T + step, 2 T + step, ... too if one draw is not enough.
-            before: the state that x_step was reached with; None at the start.
+            noise: drawn at `step`, and at T + step, 2 T + step, ... if one draw is not enough.
+            before: the state after the previous step; None at the start.
         """
 
     def evaluations(self, T: int) -> int:
-        """Evaluations of the network for a chain of T steps."""
+        """Network evaluations for a chain of T steps."""
         return T
 
     def trajectory(
         self, diffusion: Diffusion, noise: Noise, start: tuple[int, Tensor] | None = None
     ) -> Iterator[State]:
-        """The states after each step, from the noisiest to step 0.
+        """Yield the state after each step, down to step 0.
 
         Args:
             diffusion: the model, in evaluation mode.
             noise: step -> standard normal, shape (B, C, H, W).
-            start: a time of the sampler's chain and the noisy images there; None for pure noise at T.
+            start: a time in the sampler's chain and the noisy images at it; None for pure noise at T.
         """
         chain = self.chain(diffusion)
         first, x = start or (chain.T, noise(0))
@@ -101,7 +101,7 @@ class Sampler(ABC):
         on_step: Callable[[], None] = lambda: None,
         start: tuple[int, Tensor] | None = None,
     ) -> Tensor:
-        """Samples, about in [-1, 1], shape (B, C, H, W).
+        """Draw samples, approximately in [-1, 1], shape (B, C, H, W).
 
         Args:
             diffusion: the model, in evaluation mode.
@@ -115,7 +115,7 @@ class Sampler(ABC):
         return x
 
     def check(self, process: Process) -> None:
-        """Raises ValueError unless the chain's last SNR is one to start from."""
+        """Raise ValueError unless the sampler can start from the chain's terminal SNR."""
         if self.needs_signal and process.zero_terminal_snr:
             raise ValueError(
                 f"{type(self).__name__} cannot start from a terminal SNR of zero (beta_T = 1), where its first step is "
@@ -123,7 +123,7 @@ class Sampler(ABC):
             )
 
     def chain(self, diffusion: Diffusion) -> Diffusion:
-        """The model on the chain that is sampled."""
+        """The model on the sampled chain."""
         self.check(diffusion.process)
         if self.steps is None and self.spacing == "uniform":
             return diffusion
@@ -132,6 +132,6 @@ class Sampler(ABC):
 
 
 def check_spacing(name: str) -> None:
-    """Raises ValueError unless there is such a spacing."""
+    """Raise ValueError unless a spacing of this name exists."""
     if name not in spacing.SPACINGS:
         raise ValueError(f"spacing must be one of {', '.join(spacing.SPACINGS)}, got {name!r}")

@@ -11,7 +11,7 @@ from ddpm.sampler.base import Noise, Sampler, State
 class DDIM(Sampler):
     """x_{t-1} = sqrt(alpha_bar') x^_0 + sqrt(1 - alpha_bar' - s^2) eps + s z, s^2 = eta^2 beta_tilde_t (Eq. 12).
 
-    Deterministic for eta = 0, ancestral sampling with fixed_small for eta = 1.
+    eta = 0 is deterministic; eta = 1 is ancestral sampling with fixed_small.
 
     Args:
         eta: in [0, 1].
@@ -33,7 +33,7 @@ class DDIM(Sampler):
             return at.x_0
         process = chain.process
         s = self.eta * (0.5 * process.log_beta_tilde[step]).exp()
-        # 1 - alpha_bar' - s^2, without the cancellation at eta = 1.
+        # 1 - alpha_bar' - s^2, without cancellation at eta = 1.
         deterministic, ancestral = process.sigma[step - 1], process.c_t[step] * process.sigma[step]
         along = torch.lerp(deterministic**2, ancestral**2, self.eta**2).sqrt()
         x = process.sqrt_alpha_bar[step - 1] * at.x_0 + along * at.eps

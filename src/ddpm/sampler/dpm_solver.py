@@ -1,4 +1,4 @@
-"""DPM-Solver++ with two steps of memory, Lu et al. 2022, and its form for the reverse SDE."""
+"""Multistep DPM-Solver++ of order 1 or 2, Lu et al. 2022, and its form for the reverse SDE."""
 
 import torch
 from torch import Tensor
@@ -9,16 +9,16 @@ from ddpm.sampler.base import Noise, Sampler, State
 
 
 class DPMSolver(Sampler):
-    """Exponential integrator over lambda = log(sqrt(alpha_bar) / sigma), with h the step and alpha = sqrt(alpha_bar).
+    """Exponential integrator over lambda = log(sqrt(alpha_bar) / sigma), with step h and alpha = sqrt(alpha_bar).
 
         x' = (sigma' / sigma) x - alpha' (e^-h - 1) D                                       the ODE, Algorithm 2
         x' = (sigma' / sigma) e^-h x + alpha' (1 - e^-2h) D + sigma' sqrt(1 - e^-2h) z      the SDE
 
-    D is x^_0 (order 1), or x^_0 extrapolated from the step before by half a step (order 2).
+    D is x^_0 (order 1), or x^_0 extrapolated by half a step from the previous step (order 2).
 
     Args:
         order: 1 or 2.
-        stochastic: solve the SDE.
+        stochastic: solve the SDE instead of the ODE.
         others: as in `Sampler`.
     """
 

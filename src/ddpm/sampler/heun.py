@@ -9,7 +9,10 @@ from ddpm.sampler.base import Noise, Sampler, State
 
 
 class Heun(Sampler):
-    """dz / ds = eps for z = x / sqrt(alpha_bar) and s = sigma / sqrt(alpha_bar): 2 evaluations a step, 1 the last."""
+    """dz / ds = eps for z = x / sqrt(alpha_bar) and s = sigma / sqrt(alpha_bar).
+
+    Evaluates the network twice per step, and once in the last step.
+    """
 
     needs_signal = True
 

@@ -9,14 +9,14 @@ from ddpm.sampler.base import Noise, Sampler, State
 
 
 class Langevin(Sampler):
-    """At each time, steps of Langevin dynamics of z = x / sqrt(alpha_bar), whose noise is s = sigma / sqrt(alpha_bar):
+    """Langevin steps at each time, on z = x / sqrt(alpha_bar) with noise level s = sigma / sqrt(alpha_bar):
 
         z <- z + r s^2 / 2 score_z + sqrt(r) s w,    score_z = -eps / s,
 
-    and at the end x^_0. There is no predictor: only the scores, the link to denoising score matching.
+    and x^_0 at the end. There is no predictor: it uses only the scores, the link to denoising score matching.
 
     Args:
-        inner: Langevin steps at each time, >= 1.
+        inner: Langevin steps per time, >= 1.
         rate: r, in (0, 2).
         others: as in `Sampler`.
     """

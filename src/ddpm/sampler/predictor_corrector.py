@@ -12,15 +12,15 @@ from ddpm.sampler.reverse_sde import reverse_step
 
 
 class PredictorCorrector(Sampler):
-    """A step of the reverse SDE, then steps of Langevin dynamics at the time reached,
+    """A step of the reverse SDE, then Langevin steps at the time reached,
 
         x <- x + e score + sqrt(2 e) z,    e = 2 alpha_t (r |z| / |score|)^2,
 
-    the norms those of each image alone, so that samples do not depend on their batch.
+    with norms per image, so that samples do not depend on their batch.
 
     Args:
-        corrections: Langevin steps after each step, >= 1.
-        snr: r, above 0.
+        corrections: Langevin steps per step, >= 1.
+        snr: r, > 0.
         others: as in `Sampler`.
     """
 
@@ -52,7 +52,7 @@ class PredictorCorrector(Sampler):
         for k in range(1, self.corrections + 1):
             score, z = chain.predict(x, t, self.clip).score, noise(k * chain.T + step)
             ratio = z.flatten(1).norm(dim=1) / score.flatten(1).norm(dim=1)
-            # A score of zero, such as an untrained network's, leads nowhere.
+            # A zero score, such as an untrained network's, moves nothing.
             ratio = torch.where(ratio.isfinite(), ratio, 0).reshape(-1, *(1,) * (x.ndim - 1))
             length = 2 * alpha * (self.snr * ratio) ** 2
             x = x + length * score + (2 * length).sqrt() * z

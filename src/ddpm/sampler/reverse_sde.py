@@ -8,7 +8,7 @@ from ddpm.sampler.base import Noise, Sampler, State
 
 
 def reverse_step(chain: Diffusion, at: Prediction, step: int, noise: Noise) -> Tensor:
-    """x' = x + B (1/2 x + score) + sqrt(B) z, with B the integral of beta over the step; the last takes the mean."""
+    """x' = x + B (1/2 x + score) + sqrt(B) z, with B the integral of beta over the step; the last step omits z."""
     log_alpha_bar = chain.process.log_alpha_bar
     length = log_alpha_bar[step - 1] - log_alpha_bar[step]
     mean = at.x_t + length * (0.5 * at.x_t + at.score)

@@ -1,4 +1,4 @@
-"""The same variance in every step."""
+"""Constant in beta."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ class Constant(Schedule):
     """beta_t = value.
 
     Args:
-        value: in (0, 1); 0.01 has about the end point of the linear schedule at T = 1000.
+        value: in (0, 1); at T = 1000, 0.01 ends at about the same alpha_bar_T as the linear schedule.
     """
 
     value: float = 0.01

@@ -15,7 +15,7 @@ class Cosine(Schedule):
 
     Args:
         s: offset that keeps beta_1 from vanishing, >= 0.
-        beta_max: bound on beta_t near t = T, in (0, 1]; 1 lets alpha_bar_T be zero (Lin et al. 2024).
+        beta_max: upper bound on beta_t near t = T, in (0, 1]; 1 makes alpha_bar_T zero (Lin et al. 2024).
     """
 
     s: float = 0.008
@@ -32,7 +32,7 @@ class Cosine(Schedule):
         apart = math.pi / 2 / (self.T * (1 + self.s))
         angle = apart * torch.arange(self.T, -1, -1, dtype=torch.float64)  # f(t) = sin^2(angle)
         before, now = angle[:-1], angle[1:]
-        # 1 - sin^2(now) / sin^2(before), without the cancellation.
+        # 1 - sin^2(now) / sin^2(before), without cancellation.
         beta = math.sin(apart) * (now + before).sin() / before.sin() ** 2
         beta[-1] = 1  # f(T) = 0
         return beta.clamp(max=self.beta_max)

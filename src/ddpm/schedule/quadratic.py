@@ -1,4 +1,4 @@
-"""Linear in sqrt(beta): more of the steps at low noise; compared in the code of Ho et al. 2020."""
+"""Linear in sqrt(beta), with more steps at low noise; from the code of Ho et al. 2020."""
 
 from dataclasses import dataclass
 

@@ -14,7 +14,7 @@ class Sigmoid(Between):
     """beta_t = beta_1 + (beta_T - beta_1) sigmoid(u), u from -range to range.
 
     Args:
-        range: half-width of the part of the sigmoid that is used, > 0.
+        range: half-width of the interval of u, > 0.
     """
 
     range: float = 6.0
@@ -22,7 +22,7 @@ class Sigmoid(Between):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.range < math.inf:
-            raise ValueError(f"range must be positive, got {self.range}; 6 is usual")
+            raise ValueError(f"range must be positive, got {self.range}; 6 is typical")
 
     def beta(self) -> Tensor:
         u = torch.linspace(-self.range, self.range, self.T, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Linear warm-up, then constant, compared with the linear schedule in the code of Ho et al. 2020."""
+"""Linear warm-up in beta, then constant; from the code of Ho et al. 2020."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ class WarmUp(Between):
     """beta_t rises linearly from beta_1 to beta_T over the first `fraction` of the steps and stays there.
 
     Args:
-        fraction: share of the steps that rise, in (0, 1].
+        fraction: fraction of the steps in the warm-up, in (0, 1].
     """
 
     fraction: float = 0.1

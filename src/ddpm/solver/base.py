@@ -1,4 +1,4 @@
-"""From a measurement to images that explain it: reverse diffusion with the unconditional model, nothing retrained."""
+"""Solvers of inverse problems: reverse diffusion with the unconditional model, without retraining."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from ddpm.sampler.base import Noise, Sampler
 
 
 class Solver(ABC):
-    """Draws about p(x_0 | y), whatever the parameterization and the variance of the model."""
+    """Samples approximately from p(x_0 | y), for any parameterization and variance of the model."""
 
     needs_linear: bool = False
     """Whether the operator must be linear."""
@@ -27,29 +27,29 @@ class Solver(ABC):
         noise: Noise,
         on_step: Callable[[], None] = lambda: None,
     ) -> Tensor:
-        """Images about in [-1, 1], shape (B, C, H, W).
+        """Draw images, approximately in [-1, 1], shape (B, C, H, W).
 
         Args:
-            diffusion: the model, in evaluation mode, its weights without gradients.
-            sampler: how to move along the chain.
-            measurement: of each image of the batch.
+            diffusion: the model, in evaluation mode, with gradients of its weights disabled.
+            sampler: the sampler that moves along the chain.
+            measurement: the measurements of the batch.
             noise: step -> standard normal, shape (B, C, H, W).
             on_step: called after each step of the chain.
         """
 
     def check(self, operator: Operator, process: Process) -> None:
-        """Raises ValueError unless the solver can deal with the operator and the chain."""
+        """Raise ValueError unless the solver supports the operator and the chain."""
         if self.needs_linear and not operator.linear:
-            raise ValueError("this solver needs a linear operator, and this one is not; choose solver=dps")
+            raise ValueError("this solver needs a linear operator, but this operator is nonlinear; choose solver=dps")
 
 
 def conjugate_gradient(apply: Callable[[Tensor], Tensor], b: Tensor, iterations: int) -> Tensor:
-    """u with A u = b for each element of the batch, A symmetric and positive; from u = 0.
+    """Solve A u = b per batch element by conjugate gradients from u = 0; A is symmetric positive definite.
 
     Args:
         apply: u -> A u, shape of b.
         b: shape (B, ...).
-        iterations: at most; elements that are solved, or that A is not positive along, are left where they are.
+        iterations: maximum number; an element stops when it is solved or its direction has no positive curvature.
     """
 
     def dot(a: Tensor, c: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ def conjugate_gradient(apply: Callable[[Tensor], Tensor], b: Tensor, iterations:
     for _ in range(iterations):
         Ap = apply(p)
         curvature = dot(p, Ap)
-        done = (rr <= enough) | (curvature <= 0)  # so that NaN goes on, into the result
+        done = (rr <= enough) | (curvature <= 0)  # False for NaN, so that it reaches the result
         alpha = torch.where(done, 0.0, rr / torch.where(done, 1.0, curvature))
         u = u + alpha * p
         r = r - alpha * Ap

@@ -15,14 +15,14 @@ from ddpm.solver.base import Solver
 
 
 class DPS(Solver):
-    """x_{t-1} of the sampler, less scale grad ||y - A(x^_0(x_t))||, Algorithm 1 with its step size.
+    """The sampler's x_{t-1} minus scale grad ||y - A(x^_0(x_t))||, Algorithm 1 with its step size.
 
-    For any differentiable operator. The step has no regard for the noise of the measurement and is not that of a
-    posterior: the samples fit the measurement, but their spread means nothing. Steps of a chain of 1000 are what the
-    usual scales, 0.3 to 1, are for.
+    For any differentiable operator. The step ignores the measurement noise and does not follow a posterior: the
+    samples fit the measurement, but their spread is meaningless. The usual scales, 0.3 to 1, are meant for a chain of
+    1000 steps.
 
     Args:
-        scale: step size, zeta in the paper, above 0.
+        scale: step size, zeta in the paper, > 0.
     """
 
     def __init__(self, scale: float = 0.5) -> None:

@@ -6,13 +6,13 @@ from ddpm.solver.posterior import Denoised, PosteriorSolver
 
 
 class MMPS(PosteriorSolver):
-    """V = Cov[x_0 | x_t] = sigma_t^2 / sqrt(alpha_bar_t) dx^_0/dx_t (Tweedie), as the network has it.
+    """V = Cov[x_0 | x_t] = sigma_t^2 / sqrt(alpha_bar_t) dx^_0/dx_t (Tweedie), from the network.
 
-    Exact for every Gaussian data distribution with enough iterations; for others the posterior given x_t is not
-    Gaussian, and the samples are biased, less so the nearer t is to 0.
+    Exact for Gaussian data with enough iterations. Otherwise the posterior given x_t is not Gaussian, and the samples
+    are biased, less so as t approaches 0.
 
     Args:
-        iterations: of conjugate gradients, each of which differentiates the network once.
+        iterations: conjugate gradient iterations; each differentiates the network once.
     """
 
     def __init__(self, iterations: int = 3) -> None:

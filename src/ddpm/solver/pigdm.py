@@ -8,10 +8,10 @@ from ddpm.solver.posterior import Denoised, PosteriorSolver
 class PiGDM(PosteriorSolver):
     """V = sigma_t^2 I, the covariance of x_0 given x_t for data with unit variance in every direction.
 
-    Exact for data N(m, I); for others the covariance is not that of the data, and the samples are biased.
+    Exact for data N(m, I). Otherwise the covariance is wrong, and the samples are biased.
 
     Args:
-        iterations: of conjugate gradients, which cost no evaluation of the network.
+        iterations: conjugate gradient iterations, which need no network evaluations.
     """
 
     def __init__(self, iterations: int = 20) -> None:

@@ -1,4 +1,4 @@
-"""A model of about p(x_0 | y), for solvers that change x^_0 alone: any sampler can sample from it."""
+"""An approximate model of p(x_0 | y) for solvers that only shift x^_0; any sampler can sample from it."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -17,14 +17,14 @@ from ddpm.solver.base import Solver, conjugate_gradient
 
 
 class Denoised(NamedTuple):
-    """What the unconditional model says at x_t, with the graph behind it.
+    """Prediction of the unconditional model at x_t, with its autograd graph.
 
     Attributes:
-        x_t: with gradients, shape (B, C, H, W).
+        x_t: noisy images, which require gradients, shape (B, C, H, W).
         x_0: x^_0(x_t), shape (B, C, H, W).
         variance: sigma_t^2 = 1 - alpha_bar_t, shape (B, 1, 1, 1).
-        scale: sigma_t^2 / sqrt(alpha_bar_t), shape (B, 1, 1, 1): Cov[x_0 | x_t] = scale dx^_0/dx_t, and x^_0 moves by
-            scale times what the score does (Tweedie).
+        scale: sigma_t^2 / sqrt(alpha_bar_t), shape (B, 1, 1, 1): Cov[x_0 | x_t] = scale dx^_0/dx_t, and a change of
+            the score changes x^_0 by scale times as much (Tweedie).
     """
 
     x_t: Tensor
@@ -39,13 +39,13 @@ class Denoised(NamedTuple):
 
 
 class PosteriorSolver(Solver):
-    """E[x_0 | x_t, y] in place of E[x_0 | x_t] at every evaluation of whatever sampler, as it would be if p(x_0 | x_t)
-    were N(x^_0, V) with a V that does not change with x_t:
+    """Replaces E[x_0 | x_t] by E[x_0 | x_t, y] at every evaluation of any sampler, under the assumption that
+    p(x_0 | x_t) = N(x^_0, V) with V independent of x_t:
 
         grad log p(y | x_t) = (dx^_0/dx_t)' A' (A V A' + sigma_y^2 I)^-1 (y - A x^_0)
 
     Args:
-        iterations: of conjugate gradients, for the inverse.
+        iterations: conjugate gradient iterations for the inverse.
     """
 
     needs_linear = True
@@ -59,8 +59,8 @@ class PosteriorSolver(Solver):
         super().check(operator, process)
         if process.zero_terminal_snr:
             raise ValueError(
-                "this solver needs a terminal SNR above zero, but this model's is zero (beta_T = 1): x_T says "
-                "nothing of the covariance of x_0; choose solver=dps or replacement"
+                "this solver needs a terminal SNR above zero, but this model's is zero (beta_T = 1): x_T holds "
+                "no information about the covariance of x_0; choose solver=dps or replacement"
             )
 
     @abstractmethod
@@ -68,7 +68,7 @@ class PosteriorSolver(Solver):
         """V v, shape (B, C, H, W)."""
 
     def shift(self, at: Denoised, measurement: Measurement) -> Tensor:
-        """E[x_0 | x_t, y] - E[x_0 | x_t] by this, without gradients, shape (B, C, H, W)."""
+        """E[x_0 | x_t, y] - E[x_0 | x_t], without gradients, shape (B, C, H, W)."""
         operator, shape = linear(measurement), at.x_t.shape[1:]
 
         def covariance_of_y(u: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ class PosteriorSolver(Solver):
 
 @dataclass(frozen=True)
 class Posterior:
-    """The output of a model, its reading of x_0 shifted by a solver."""
+    """Output of a model whose prediction of x_0 is shifted by a solver."""
 
     diffusion: Diffusion
     solver: PosteriorSolver

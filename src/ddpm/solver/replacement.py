@@ -1,4 +1,4 @@
-"""What was measured replaces what was sampled (Song et al. 2021), again and again (RePaint, Lugmayr et al. 2022)."""
+"""Replacement of the measured part (Song et al. 2021), with resampling (RePaint, Lugmayr et al. 2022)."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,23 +13,24 @@ from ddpm.sampler.base import Noise, Sampler, State
 from ddpm.solver.base import Solver, conjugate_gradient
 
 APART = 2**24
-"""Steps between the noise of one use and of the next, more than a sampler has time to draw at."""
+"""Step offset between the noise of two uses, above the highest step at which a sampler draws."""
 
 
 class Replacement(Solver):
-    """After each step, A x_{t-1} becomes what y says of it; then back to x_t and again, `resamplings` times.
+    """Replaces A x_{t-1} according to y after each step, then goes back to x_t and repeats, `resamplings` times in all.
 
         x <- x + A' (A A' + sigma_y^2 I)^-1 (sqrt(alpha_bar) y + sigma A z - A x)
 
-    For sigma_y = 0, and with enough iterations, A x_{t-1} then is a draw of q(A x_{t-1} | y). That of a noisy y would
-    depend on the data: x then moves only part of the way, as in ridge regression, and A x_{t-1} is no such draw.
+    For sigma_y = 0 and enough iterations, A x_{t-1} is then a draw from q(A x_{t-1} | y). For noisy y, that
+    distribution depends on the data: x moves only part of the way, as in ridge regression, and A x_{t-1} is no such
+    draw.
 
-    The part that is sampled does not know of the replaced one but through x_t: it is too independent of it, even with
-    a perfect model, and the samples are biased; more resamplings bring the two together.
+    The sampled part depends on the replaced part only through x_t. This is too weak even with a perfect model, so the
+    samples are biased; more resamplings reduce the bias.
 
     Args:
-        resamplings: times that each step is taken, at least 1; 1 is replacement without resampling.
-        iterations: of conjugate gradients, which cost no evaluation of the network.
+        resamplings: number of times to take each step, >= 1; 1 is replacement without resampling.
+        iterations: conjugate gradient iterations, which need no network evaluations.
     """
 
     needs_linear = True
@@ -85,6 +86,6 @@ class Replacement(Solver):
 
 
 def _use(noise: Noise, k: int, step: int) -> Tensor:
-    """Noise of a step for the k-th use."""
+    """Noise for the k-th use of a step."""
     assert step < APART
     return noise(k * APART + step)

@@ -1,4 +1,4 @@
-"""Which times a training batch is noised to."""
+"""Sampling of the times of a training batch."""
 
 from abc import abstractmethod
 
@@ -7,17 +7,17 @@ from torch import Tensor, nn
 
 
 class TimeSampler(nn.Module):
-    """Times and the weights that keep the mean loss unbiased for t uniform on 1..T.
+    """Draws times, and weights that keep the mean loss unbiased for t uniform on 1..T.
 
-    The numbers for the batches of all ranks are drawn together from one generator that every rank seeds alike, and
-    each rank takes its slice: ranks differ, and stratification spans them.
+    Every rank draws the times of all ranks from an identically seeded generator and takes its own slice, so ranks
+    differ and stratification spans them.
 
     Args:
         T: length of the chain.
     """
 
     learns: bool = False
-    """Whether `update` wants the losses of each step."""
+    """Whether `update` needs the losses of each step."""
 
     def __init__(self, T: int) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class TimeSampler(nn.Module):
         return t[mine], weight[mine]
 
     def update(self, t: Tensor, loss: Tensor) -> None:
-        """Learn from the losses of a step; every rank must be given those of all ranks.
+        """Learn from the losses of a step; every rank must receive the losses of all ranks.
 
         Args:
             t: times in 1..T, shape (N,).
@@ -45,5 +45,5 @@ class TimeSampler(nn.Module):
 
 
 def unweighted(t: Tensor) -> tuple[Tensor, Tensor]:
-    """Times drawn uniformly need no weights."""
+    """Uniform times, with weights of 1."""
     return t, torch.ones_like(t, dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""Times in proportion to the root mean square of their loss, Nichol & Dhariwal 2021, Eq. 18."""
+"""Times drawn in proportion to the root mean square of their loss, Nichol & Dhariwal 2021, Eq. 18."""
 
 import torch
 from torch import Tensor
@@ -7,13 +7,13 @@ from ddpm.time_sampler.base import TimeSampler
 
 
 class Importance(TimeSampler):
-    """p_t proportional to sqrt(E[L_t^2]) over the last losses of each time, weight 1 / (T p_t).
+    """p_t proportional to sqrt(E[L_t^2]) over the latest losses at each time, weight 1 / (T p_t).
 
-    Uniform until every time has its full history. The history is part of the state that a checkpoint holds.
+    Uniform until every time has a full history. Checkpoints include the history.
 
     Args:
         T: length of the chain.
-        history: losses kept for each time, >= 1; the paper uses 10.
+        history: losses kept per time, >= 1; the paper uses 10.
         uniform_share: probability of a uniform draw, in (0, 1], which bounds the weights; the paper's code uses 0.001.
     """
 
@@ -26,7 +26,7 @@ class Importance(TimeSampler):
         if history < 1:
             raise ValueError(f"history must be at least 1, got {history}; Nichol & Dhariwal use 10")
         if not 0 < uniform_share <= 1:
-            raise ValueError(f"uniform_share must be in (0, 1], got {uniform_share}; 0.001 is usual")
+            raise ValueError(f"uniform_share must be in (0, 1], got {uniform_share}; 0.001 is typical")
         self.history = history
         self.uniform_share = uniform_share
         self.register_buffer("losses", torch.zeros(T, history, dtype=torch.float64))
@@ -49,7 +49,7 @@ class Importance(TimeSampler):
     def update(self, t: Tensor, loss: Tensor) -> None:
         order = torch.argsort(t, stable=True)
         index, loss = t[order] - 1, loss.detach().double()[order]
-        # Among equal times, how many come before and how many from here on: only the last `history` are kept.
+        # Count equal times before each entry and from it on: only the last `history` are kept.
         before = torch.arange(len(index), device=index.device) - torch.searchsorted(index, index)
         after = torch.searchsorted(index, index, right=True) - torch.searchsorted(index, index) - before
         slot = torch.where(after <= self.history, (self.count[index] + before) % self.history, self.history)

@@ -8,10 +8,10 @@ from ddpm.chain.process import Process
 
 
 class Variance(ABC):
-    """log sigma_t^2, fixed or read from channels that the network adds."""
+    """log sigma_t^2, fixed or read from extra channels of the network."""
 
     extra_channels: int = 0
-    """Channels, as a multiple of the image's, that the network adds: 0 when fixed, 1 when learned."""
+    """Extra output channels, as a multiple of the image's: 0 if fixed, 1 if learned."""
 
     @abstractmethod
     def log_var(self, process: Process, t: Tensor, raw: Tensor | None, x_t: Tensor) -> Tensor:
@@ -20,6 +20,6 @@ class Variance(ABC):
         Args:
             process: the chain, possibly respaced.
             t: times in 1..T, shape (B,).
-            raw: the network's additional channels, shape of x_t; None when the variance is fixed.
+            raw: the network's extra channels, shape of x_t; None if the variance is fixed.
             x_t: noisy images, shape (B, C, H, W).
         """

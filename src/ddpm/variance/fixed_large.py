@@ -9,7 +9,7 @@ from ddpm.variance.base import Variance
 
 
 class FixedLarge(Variance):
-    """log beta_t; t = 1 takes beta_tilde_2, as in the published code: it gives a better decoder."""
+    """log beta_t; t = 1 uses beta_tilde_2 for a better decoder, as in the published code."""
 
     def log_var(self, process: Process, t: Tensor, raw: Tensor | None, x_t: Tensor) -> Tensor:
         first = gather(process.log_beta_tilde, t, x_t)

@@ -8,7 +8,7 @@ from ddpm.variance.base import Variance
 
 
 class FixedSmall(Variance):
-    """log beta_tilde_t; t = 1 takes beta_tilde_2."""
+    """log beta_tilde_t; t = 1 uses beta_tilde_2."""
 
     def log_var(self, process: Process, t: Tensor, raw: Tensor | None, x_t: Tensor) -> Tensor:
         return gather(process.log_beta_tilde, t, x_t)

@@ -8,10 +8,10 @@ from ddpm.variance.base import Variance
 
 
 class Learned(Variance):
-    """log sigma^2 = log beta_tilde_t + raw, unbounded, for each element.
+    """log sigma^2 = log beta_tilde_t + raw, per element, unbounded.
 
-    Measured from log beta_tilde_t so that a network that starts at zero starts at a sensible variance, and that the
-    reading carries over to a respaced chain.
+    The offset log beta_tilde_t gives a zero-initialised network a sensible variance, and lets raw carry over to a
+    respaced chain.
     """
 
     extra_channels = 1

@@ -8,7 +8,7 @@ from ddpm.variance.base import Variance
 
 
 class LearnedRange(Variance):
-    """log sigma^2 = v log beta_t + (1 - v) log beta_tilde_t with v = (raw + 1) / 2, for each element."""
+    """log sigma^2 = v log beta_t + (1 - v) log beta_tilde_t with v = (raw + 1) / 2, per element."""
 
     extra_channels = 1
 
