@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,9 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typed
 import waiting
 from PIL import Image
 
+from ddpm.commands.evaluate import evaluate
+from ddpm.commands.sample import sample
 from ddpm.lit import devices
 from ddpm.lit.experiment import experiment
 
@@ -50,35 +52,7 @@ class Probe(lightning.Callback):
     def on_train_end(self, trainer, module):
         content = {"weights": self.weights, "drawn": self.training, "listening": self.listening, "path": self.path}
         torch.save(content, f"{trainer.default_root_dir}/probe_{trainer.global_rank}.pt")
-
-class Held(lightning.Callback):
-    '''Lets the second job of a sweep not go beyond its tenth step, until there is a signal or a file "go".'''
-
-    def on_train_batch_end(self, trainer, *args):
-        folder = trainer.default_root_dir
-        if trainer.global_step == 10 and trainer.is_global_zero and folder.endswith("/1"):
-            seen = []
-            before = signal.getsignal(signal.SIGTERM)
-            signal.signal(signal.SIGTERM, lambda *given: (seen.append(given), before(*given)))
-            open(f"{folder}/held", "w").close()
-            while not seen and not os.path.exists(f"{folder}/go"):
-                time.sleep(0.01)
 """
-
-
-def command(*arguments, launcher=(sys.executable,)):
-    return [*launcher, str(ROOT / "train.py"), *arguments]
-
-
-def environment(tmp_path=None):
-    here = waiting.with_modules(tmp_path) if tmp_path else os.environ
-    return here | {"OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "0"}
-
-
-def run(arguments, **options):
-    done = waiting.run(arguments, **options)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
 
 
 def metrics(folder):
@@ -93,7 +67,9 @@ def two(tiny, hostile, tmp_path_factory):
     (folder / "probe.py").write_text(PROBE)
     options = ("trainer.devices=2", "trainer.limit_val_batches=1.0", "callbacks.quality.n_samples=101")
     probe = "+callbacks.probe._target_=probe.Probe"
-    run(command(*tiny, *options, probe, f"hydra.run.dir={folder}/run"), env=environment(folder), cwd=hostile)
+    typed.run(
+        typed.train(*tiny, *options, probe, f"hydra.run.dir={folder}/run"), env=typed.environment(folder), cwd=hostile
+    )
     return folder / "run"
 
 
@@ -130,20 +106,31 @@ def test_the_validation_loss_of_two_processes_is_that_of_one(two, compose, tiny,
     assert metrics(two)["val/loss"][-1] == pytest.approx(found["val/loss"], rel=1e-5)
 
 
-def evaluated(folder, entry, *arguments):
-    return run([sys.executable, str(ROOT / f"{entry}.py"), *arguments, f"output_dir={folder}"], env=environment())
+@pytest.fixture(scope="module")
+def evaluated(compose):
+    """(n, folder, entry point, *overrides): run it on n processes, one of which is this one."""
+
+    def on(n, folder, entry, *overrides):
+        if n == 1:
+            {"evaluate": evaluate, "sample": sample}[entry](compose(entry, *overrides, f"output_dir='{folder}'"))
+        else:
+            words = [sys.executable, str(ROOT / f"{entry}.py"), *overrides, f"devices={n}", f"output_dir={folder}"]
+            typed.run(words, env=typed.environment())
+
+    return on
 
 
 @pytest.fixture(scope="module")
-def scores(two, tmp_path_factory):
+def scores(two, evaluated, tmp_path_factory):
     """Number of processes -> the folder of their evaluation of the same checkpoint."""
     folders = {}
     for n in (1, 2):
         parent = tmp_path_factory.mktemp(f"by_{n}")
         evaluated(
+            n,
             parent,
             "evaluate",
-            *(f"ckpt={two}/last.ckpt", f"devices={n}", "metrics=[fid,is,kid,prc,nll,rate_distortion,ode]"),
+            *(f"ckpt={two}/last.ckpt", "metrics=[fid,is,kid,prc,nll,rate_distortion,ode]"),
             *("n_samples=101", "batch_size=8", "nll.n_images=13", "rate_distortion.n_images=3", "ode.n_images=3"),
             "save_samples=true",
         )
@@ -185,18 +172,17 @@ def test_the_callbacks_of_two_processes_find_what_one_evaluates(two, scores):
 
 
 @pytest.mark.slow
-def test_the_grid_of_a_run_on_two_processes_is_that_of_one(two, tmp_path):
-    options = (f"ckpt={two}/last.ckpt", "n=4")
-    evaluated(tmp_path, "sample", *options)
+def test_the_grid_of_a_run_on_two_processes_is_that_of_one(two, evaluated, tmp_path):
+    evaluated(1, tmp_path, "sample", f"ckpt={two}/last.ckpt", "n=4")
     (folder,) = tmp_path.iterdir()
     trained, sampled = (Image.open(path) for path in (two / "samples" / "step_0000006.png", folder / "grid.png"))
     assert (trained.mode, trained.size, trained.tobytes()) == (sampled.mode, sampled.size, sampled.tobytes())
 
 
 @pytest.mark.slow
-def test_sampling_is_shared_and_the_grid_is_the_same(two, tmp_path):
+def test_sampling_is_shared_and_the_grid_is_the_same(two, evaluated, tmp_path):
     for n in (1, 2):
-        evaluated(tmp_path / str(n), "sample", f"ckpt={two}/last.ckpt", "n=7", "batch_size=3", f"devices={n}")
+        evaluated(n, tmp_path / str(n), "sample", f"ckpt={two}/last.ckpt", "n=7", "batch_size=3")
     one, other = (next((tmp_path / str(n)).iterdir()) for n in (1, 2))
     names = [path.name for path in sorted((one / "images").iterdir())]
     assert names == [path.name for path in sorted((other / "images").iterdir())] == [f"{i:06d}.png" for i in range(7)]
@@ -204,7 +190,7 @@ def test_sampling_is_shared_and_the_grid_is_the_same(two, tmp_path):
 
 
 @pytest.mark.slow
-def test_reconstructions_of_two_processes_are_those_of_one(two, tmp_path):
+def test_reconstructions_of_two_processes_are_those_of_one(two, evaluated, tmp_path):
     options = (
         f"ckpt={two}/last.ckpt",
         "task=inverse",
@@ -216,99 +202,19 @@ def test_reconstructions_of_two_processes_are_those_of_one(two, tmp_path):
         "noise=0.1",
     )
     for n in (1, 2):
-        evaluated(tmp_path / str(n), "sample", *options, f"devices={n}")
+        evaluated(n, tmp_path / str(n), "sample", *options)
     one, other = (np.load(next((tmp_path / str(n)).iterdir()) / "inverse.npz") for n in (1, 2))
     for name in one.files:
         assert np.abs(one[name].astype(float) - other[name]).max() < 1e-4
 
 
 @pytest.mark.slow
-def test_a_static_graph_trains_the_same_and_refuses_accumulation(bare, compose, tmp_path):
-    weights = []
-    for static in ("false", "true"):
-        options = (f"strategy.static_graph={static}", "trainer.devices=2", f"hydra.run.dir={tmp_path}/{static}")
-        run(command(*bare, *options), env=environment(tmp_path))
-        weights.append(torch.load(tmp_path / static / "last.ckpt", weights_only=True)["state_dict"])
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-    accumulate = ("strategy.static_graph=true", "trainer.accumulate_grad_batches=2")
-    refused = compose("train", *bare, *accumulate, f"output_dir='{tmp_path}/refused'")
-    with pytest.raises(ValueError, match=r"does not go with trainer\.accumulate_grad_batches=2"):
-        experiment(refused)
-
-
-SWEEP = ("loss=simple,vlb", "trainer.devices=2")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["python", "torchrun"])
-def test_a_sweep_on_two_processes_is_one_sweep_and_goes_on_where_it_was_killed(launcher, bare, tmp_path):
-    start = (sys.executable,)
-    if launcher == "torchrun":
-        start = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-    (tmp_path / "probe.py").write_text(PROBE)
-    env = environment(tmp_path) | {"TMPDIR": str(tmp_path)}
-    held = "+callbacks.held._target_=probe.Held"
-    sweep = [*bare, *SWEEP, "trainer.max_steps=40", "callbacks.checkpoint.every_n_steps=1", held]
-    subdirs = "hydra.sweep.subdir=${hydra:job.num}"
-    typed = command("-m", *sweep, f"hydra.sweep.dir={tmp_path}/cut", subdirs, launcher=start)
-    first, second = tmp_path / "cut" / "0", tmp_path / "cut" / "1"
-
-    process = waiting.start(typed, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    waiting.until((second / "held").exists, process)
-    process.send_signal(signal.SIGTERM if launcher == "torchrun" else signal.SIGKILL)
-    waiting.finish(process)
-    waiting.gone(process)
-    assert not list(tmp_path.glob("ddpm_*"))
-    assert (first / "results.json").exists()
-    assert not (second / "results.json").exists()
-    done = (first / "last.ckpt").stat().st_mtime_ns
-
-    (second / "go").touch()
-    said = run(typed, env=env)
-    assert f"finished before: {os.path.relpath(first)}" in said
-    assert f"resuming: {os.path.relpath(second)}" in said
-    assert (first / "last.ckpt").stat().st_mtime_ns == done
-    assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == ["0", "1", "multirun.yaml"]
-    for folder in (first, second):
-        assert json.loads((folder / "results.json").read_text())["steps"] == 40
-    run(command(*bare, *sweep[len(bare) + 1 :], "loss=vlb", f"hydra.run.dir={tmp_path}/whole"), env=env)
-    whole, cut = (torch.load(folder / "last.ckpt", weights_only=True) for folder in (tmp_path / "whole", second))
-    for name, value in whole["state_dict"].items():
-        assert torch.equal(value, cut["state_dict"][name]), name
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("way", ["run", "sweep whose launcher starts every task"])
-def test_the_tasks_of_slurm_train_together(bare, tmp_path, way):
-    typed = command(*bare, f"hydra.run.dir={tmp_path}/run", "trainer.devices=2")
-    if way != "run":  # as the launcher does: each task calls the job's function itself
-        code = (
-            "import runpy, sys; from ddpm.commands import followers; followers.start = lambda entry, main: main(); "
-            f"sys.argv[0] = {str(ROOT / 'train.py')!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
-        )
-        typed = [sys.executable, "-c", code, *typed[2:]]
-    tasks = []
-    for rank in ("0", "1"):
-        slurm = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1"}
-        slurm |= {"SLURM_PROCID": rank, "SLURM_LOCALID": rank, "SLURM_NODEID": "0", "SLURM_NODELIST": "127.0.0.1"}
-        slurm |= {"SLURM_NTASKS_PER_NODE": "2"}
-        env = environment() | slurm | {waiting.MARK: str(tmp_path)}
-        tasks.append(waiting.start(typed, env=env, stderr=subprocess.PIPE, text=True))
-    for task in tasks:
-        _, stderr = waiting.finish(task)
-        assert task.returncode == 0, stderr[-3000:]
-    assert json.loads((tmp_path / "run" / "results.json").read_text())["steps"] == 6
-    content = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
-    assert content["ddpm_config"]["total_batch"] == 32
-
-
-@pytest.mark.slow
 def test_a_signal_to_the_first_process_stops_all_at_one_step(bare, tmp_path):
     folder = tmp_path / "run"
     options = ("trainer.devices=2", "trainer.max_steps=100000", "callbacks.checkpoint.every_n_steps=1000000")
-    typed = command(*bare, *options, f"hydra.run.dir={folder}")
+    words = typed.train(*bare, *options, f"hydra.run.dir={folder}")
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = waiting.start(typed, env=environment(), **pipes)
+    process = waiting.start(words, env=typed.environment(), **pipes)
     waiting.until((folder / "metrics.csv").exists, process)
     process.send_signal(signal.SIGTERM)
     stdout, stderr = waiting.finish(process)
@@ -328,9 +234,9 @@ def test_a_failing_follower_ends_the_job_and_its_line_is_the_only_one(bare, tmp_
         "        if trainer.global_rank: raise OSError(28, 'No space left on device', '/scratch')\n"
     )
     failing = "+callbacks.failing._target_=failing.Failing"
-    typed = command(*bare, "trainer.devices=2", failing, f"hydra.run.dir={tmp_path}/run")
+    words = typed.train(*bare, "trainer.devices=2", failing, f"hydra.run.dir={tmp_path}/run")
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    process = waiting.start(typed, env=environment(tmp_path) | {"TMPDIR": str(tmp_path)}, **pipes)
+    process = waiting.start(words, env=typed.environment(tmp_path) | {"TMPDIR": str(tmp_path)}, **pipes)
     _, stderr = waiting.finish(process)
     assert process.returncode == 1
     assert stderr.startswith("error: process 1: No space left on device: /scratch; ")
