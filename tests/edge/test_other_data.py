@@ -149,9 +149,9 @@ def test_a_checkpoint_without_a_digest_works_and_says_that_nothing_was_compared(
     for split in ("train", "val"):  # so that numbers and letters agree in the order of classes
         (moved / split / "10").rename(moved / split / "1")
     resumed(moved, ckpt=older)
-    assert "data: the checkpoint keeps no digest of its train images" in capsys.readouterr().out
+    assert "data: the checkpoint has no digest of its train images" in capsys.readouterr().out
     assert evaluated(moved, ckpt=older)["data_of_training"] == {"train": None}
-    assert "data: the checkpoint keeps no digest of its train images" in capsys.readouterr().out
+    assert "data: the checkpoint has no digest of its train images" in capsys.readouterr().out
 
 
 @pytest.mark.slow
