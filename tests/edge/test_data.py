@@ -626,7 +626,7 @@ def test_what_is_left_out_is_counted_in_one_line(tmp_path):
         (tmp_path / "cat" / name).unlink()
     assert ImageFolder(str(tmp_path), 8, test_fraction=0.3).notes == (
         "left out: 1 .avif (such as cat/c.avif), 1 .npy (such as cat/d.npy), 1 broken links (such as cat/gone.png), "
-        "1 hidden (such as cat/.hidden.png), 1 not regular files (such as cat/pipe.png)",
+        "1 hidden (such as cat/.hidden.png), 1 special files (such as cat/pipe.png)",
     )
 
 

@@ -29,7 +29,7 @@ class Images(Protocol):
 
 
 def fingerprint(images: Images) -> dict[str, Any]:
-    """What a checkpoint stores about images, to compare others with them."""
+    """The record of images that a checkpoint stores, to compare other images with."""
     return {"n": len(images), "of": type(images).__name__, "sha256": images.digest()}
 
 

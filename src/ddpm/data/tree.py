@@ -50,7 +50,7 @@ def images_below(folder: Path) -> tuple[list[str], dict[str, list[str]]]:
             elif suffix not in SUFFIXES:
                 left_out[suffix or "without an extension"].append(name)
             elif not os.path.isfile(entry) if entry.is_symlink() else not entry.is_file():
-                left_out["broken links" if entry.is_symlink() else "not regular files"].append(name)
+                left_out["broken links" if entry.is_symlink() else "special files"].append(name)
             else:
                 files.append(name)
     return sorted(files), dict(left_out)

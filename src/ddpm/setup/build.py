@@ -104,7 +104,7 @@ def _name(kind: Any) -> str:
 
 
 def keywords(node: Any) -> dict[str, Any]:
-    """The keywords with defaults of a config node's target, and these defaults."""
+    """The default values of the keywords of a config node's target."""
     try:
         parameters = inspect.signature(pkgutil.resolve_name(str(node.get("_target_", "")))).parameters
     except (ImportError, AttributeError, ValueError, TypeError):

@@ -11,11 +11,11 @@ from torch import Tensor
 from ddpm.support.text import printable
 
 MOST = 50_000
-"""Most entries that a checkpoint may have; its lists may share parts, so even a small file could hold any number."""
+"""The maximum number of entries in a checkpoint; lists may share parts, so even a small file can hold any number."""
 DEEPEST = 20
 PLAIN = (Tensor, dict, list, tuple, str, int, float, type(None))
 LONGEST = 200
-"""Most characters that a key may have."""
+"""The maximum length of a key."""
 
 _BRIEF = reprlib.Repr()
 _BRIEF.maxstring = _BRIEF.maxother = 120

@@ -33,7 +33,7 @@ def read(path: str | Path, trusted: Sequence[str] = ()) -> dict[str, Any]:
     Returns:
         The content, with the file's SHA-256 in hexadecimal digits as `sha256`.
     Raises:
-        ValueError: the file is missing, damaged, not from ddpm, or names something forbidden.
+        ValueError: the file is missing, damaged, not from ddpm, or names a target that is not allowed.
     """
     path = found(path)
     if not path.is_file():
@@ -67,10 +67,10 @@ def read_together(path: str | Path, trusted: Sequence[str] = ()) -> dict[str, An
 
 
 def checked(content: Any, path: str | Path, trusted: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the content of the file `path` if it is a checkpoint whose configuration names only what is allowed.
+    """The content of the file `path`, after checking its structure and the targets that it names.
 
     Raises:
-        ValueError: it is not; the message says why.
+        ValueError: it is not a valid checkpoint, or names a target that is not allowed.
     """
     if not isinstance(content, dict) or not isinstance(content.get("ddpm_config"), dict):
         raise ValueError(f"{path} is not a ddpm checkpoint; give a file written by train.py, such as last.ckpt")
@@ -150,6 +150,6 @@ def load(path: str | Path, weights: str = "ema", trusted: Sequence[str] = ()) ->
         weights: `ema` (averaged) or `raw` (as trained).
         trusted: packages besides ddpm that its configuration may name.
     Raises:
-        ValueError: the file is missing, damaged, not from ddpm, or names something forbidden.
+        ValueError: the file is missing, damaged, not from ddpm, or names a target that is not allowed.
     """
     return model(read(path, trusted), weights)

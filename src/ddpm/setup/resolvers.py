@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from ddpm.setup.schema import EvaluateConfig, SampleConfig, TrainConfig
 
 LONGEST = 200
-"""Most bytes in a folder's name; file systems allow 255."""
+"""The maximum number of bytes in a folder's name; file systems allow 255."""
 
 
 def folder_name(number: int, overrides: str) -> str:
