@@ -154,7 +154,7 @@ class ImageFolder(Source):
         return tuple(notes)
 
     def load(self, split: str) -> Images:
-        """The images of a split, InMemory if both splits fit into memory_gb, else OnDisk; ValueError names a bad file."""
+        """The split, InMemory if both splits fit into memory_gb, else OnDisk; ValueError names an unusable file."""
         check_split(split)
         names = self._found[0][split]
         labels = torch.tensor([self._numbers.get(self._class_of(name) or "", 0) for name in names])

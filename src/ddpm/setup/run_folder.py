@@ -44,7 +44,7 @@ def found(ckpt: str | Path) -> Path:
 def claimed(cfg: DictConfig) -> Iterator[DictConfig | None]:
     """Lock the folder `cfg.output_dir` and yield the job to do in it.
 
-    A sweep that is repeated in its folder resumes each job from its last checkpoint. A finished job is None.
+    A sweep repeated in its folder resumes each job from its last checkpoint; for a finished job this yields None.
 
     Raises:
         ValueError: the folder holds another run or a link that leads out of it, or another process is writing to it.
@@ -151,7 +151,7 @@ def _check_same(cfg: DictConfig, folder: Path) -> None:
 
 
 def comparable(config: Any) -> dict[str, Any]:
-    """The configuration by which two runs are the same: without output folder, checkpoint and `other_data`."""
+    """The configuration that identifies a run: without output folder, checkpoint and `other_data`."""
     left_out = ("output_dir", "ckpt", "other_data")
     return json.loads(as_json({key: value for key, value in config.items() if key not in left_out}))
 

@@ -11,7 +11,7 @@ CONF = next(each for up in (1, 3) if (each := Path(__file__).parents[up] / "conf
 
 
 def _unchosen() -> DictConfig:
-    """A config group without a chosen option, whose fields can be overridden all the same."""
+    """A config group without a chosen option, whose fields can still be overridden."""
     return OmegaConf.create({}, flags={"struct": False})
 
 

@@ -55,7 +55,7 @@ def _is_plain(text: str) -> bool:
 
 
 def _called(name: str, path: str) -> str:
-    """A program's name if a shell finds it by that, else its path."""
+    """A program's name if the shell finds it on PATH, else its path."""
     found = shutil.which(name)
     if found and Path(found).parent.resolve() == Path(path).parent.resolve():
         return name
