@@ -1,7 +1,7 @@
-"""Inverse problems on one checkpoint, every solver beside a baseline: python benchmarks/inverse.py CKPT --n 100
+"""Compare the solvers of inverse problems with baselines: python benchmarks/inverse.py CKPT --n 100 --work FOLDER
 
-Each row is a run of sample.py, whose folder is kept in --work and not computed again, so that an interrupted run goes
-on. Writes inverse.json and inverse.md into --out. The baselines are those of scikit-image and bicubic interpolation.
+Each row is a run of sample.py. Its folder is kept in --work and reused, so an interrupted benchmark continues. Writes
+inverse.json and inverse.md into --out. The baselines come from scikit-image and bicubic interpolation.
 """
 
 import argparse
@@ -42,7 +42,7 @@ SOLVERS = {
 
 
 def baseline(name: str, measured: Measurement) -> tuple[str, Tensor]:
-    """What it is called, and its images in [-1, 1]."""
+    """The baseline's name, and its images in [-1, 1]."""
     y = measured.y
     if name.startswith("inpainting"):
         unknown = measured.operator.known(*y.shape[2:]).numpy() == 0
@@ -69,7 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ckpt", type=Path)
     parser.add_argument("--n", type=int, default=100, help="test images")
-    parser.add_argument("--draws", type=int, default=4, help="reconstructions of each")
+    parser.add_argument("--draws", type=int, default=4, help="reconstructions per image")
     parser.add_argument("--work", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
     options = parser.parse_args()
@@ -102,7 +102,7 @@ KEYS = (
 
 
 def write(options: argparse.Namespace, rows: list[dict], seed: int) -> None:
-    """The rows as JSON and as a table."""
+    """Write the rows as JSON and as a table."""
     machine = f"{torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}"
     about = {"n": options.n, "draws": options.draws, "noise": NOISE, "seed": seed, "machine": machine}
     write_json(options.out / "inverse.json", about | {"rows": rows})

@@ -2,8 +2,8 @@
 
     python benchmarks/samplers.py runs/.../last.ckpt --n 500 --evaluations 10 25 50
 
-Writes samplers.json, samplers.md and samplers.png into --out. Rows that samplers.json holds already are not computed
-again, so that an interrupted run goes on, and more evaluations can be added later.
+Writes samplers.json, samplers.md and samplers.png into --out. Rows already in samplers.json are not computed
+again, so an interrupted run continues, and more evaluations can be added later.
 """
 
 import argparse
@@ -48,7 +48,7 @@ SAMPLERS = {
 
 
 def within(make, evaluations, T):
-    """The sampler with the most steps that takes no more evaluations; None if there is none."""
+    """The sampler with the most steps that needs at most so many evaluations; None if there is none."""
     fitting = [steps for steps in range(1, T + 1) if make(steps).evaluations(steps) <= evaluations]
     return make(fitting[-1]) if fitting else None
 
@@ -56,7 +56,7 @@ def within(make, evaluations, T):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ckpt", type=Path)
-    parser.add_argument("--n", type=int, default=500, help="samples of each row")
+    parser.add_argument("--n", type=int, default=500, help="samples per row")
     parser.add_argument("--evaluations", type=int, nargs="+", default=[10, 25, 50])
     parser.add_argument("--only", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
     parser.add_argument("--batch-size", type=int, default=250)
@@ -106,7 +106,7 @@ def main():
 
 
 def write(options, rows, seed):
-    """The rows as JSON, as a table, and as a plot."""
+    """Write the rows as JSON, as a table, and as a plot."""
     machine = f"{torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}"
     about = {"n": options.n, "seed": seed, "features": "classifier", "machine": machine}
     write_json(options.out / "samplers.json", about | {"rows": rows})

@@ -1,9 +1,9 @@
-"""Speed beside peers: python benchmarks/speed.py OUT, which writes OUT/speed.json and OUT/speed.md.
+"""Compare speed with other packages: python benchmarks/speed.py OUT writes OUT/speed.json and OUT/speed.md.
 
-Every comparison is interleaved in one process, on the same batch, and each kind of work has a process of its own; the
-table gives medians and ratios. `diffusers` is the same architecture with the same number of parameters; `lucidrains`
-(denoising-diffusion-pytorch) is another of about its size. Freed memory is kept for all (`ddpm.kernels.allocator`).
-Only ratios mean something: the machine drifts.
+Each comparison runs interleaved in one process on the same batch, and each part has its own process; the table gives
+medians and ratios. `diffusers` is the same architecture with the same number of parameters; `lucidrains`
+(denoising-diffusion-pytorch) is another one of about that size. All of them keep freed memory
+(`ddpm.kernels.allocator`). Only ratios are meaningful, because the machine's speed drifts.
 """
 
 import argparse
@@ -46,7 +46,7 @@ from ddpm.variance.fixed_large import FixedLarge
 
 
 class Case(NamedTuple):
-    """A network and the batch that it is measured with."""
+    """A network and the batch it is measured with."""
 
     name: str
     batch: int
@@ -66,7 +66,7 @@ CASES = (
 
 
 def networks(case: Case) -> dict[str, nn.Module]:
-    """Ours and the peers', without dropout, which each draws in its own way."""
+    """Our network and the peers', without dropout, which each package draws differently."""
     ours = UNet(
         case.size, case.channels, case.channels, case.width, case.multipliers, 2, (case.attention,), 0.0, case.groups
     )
@@ -94,7 +94,7 @@ CPU = torch.device("cpu")
 
 
 def ours(case: Case) -> nn.Module:
-    """Our network as speed=auto lays it out."""
+    """Our network with speed=auto."""
     network = networks(case)[REFERENCE]
     speed.arrange(network, "auto", CPU)
     return network
@@ -106,7 +106,7 @@ def call(name: str, network: nn.Module, x: Tensor, t: Tensor) -> Tensor:
 
 
 def interleaved(variants: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each; the first round, which warms up, does not count."""
+    """Median seconds of each variant; the first round is a warm-up and does not count."""
     taken: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(repeats):
         for name, run in variants.items():
@@ -117,7 +117,7 @@ def interleaved(variants: dict[str, Callable[[], Any]], repeats: int) -> dict[st
 
 
 def training_step(name: str, network: nn.Module, case: Case, half: bool) -> Callable[[], None]:
-    """Loss, gradients, clipping, Adam and the average of the weights, each package with its own average."""
+    """Loss, gradients, clipping, Adam and weight averaging, each package with its own averaging."""
     x, noise = torch.randn(2, case.batch, case.channels, case.size, case.size).unbind()
     t = torch.randint(1000, (case.batch,))
     optimizer = torch.optim.Adam(
@@ -147,14 +147,14 @@ def training_step(name: str, network: nn.Module, case: Case, half: bool) -> Call
 
 
 def compared(seconds: dict[str, float], unit: float) -> dict[str, dict[str, float]]:
-    """Rates, and the ratio of each to the same architecture in diffusers."""
+    """Rates, and their ratios to the same architecture in diffusers."""
     return {
         name: {"rate": unit / each, "ratio_to_diffusers": seconds["diffusers"] / each} for name, each in seconds.items()
     }
 
 
 def training(case: Case) -> dict[str, Any]:
-    """Images a second."""
+    """Images per second of training."""
     steps = {name: training_step(name, network, case, False) for name, network in networks(case).items()}
     steps[FLOAT32] = training_step(FLOAT32, ours(case), case, False)
     steps[AUTO] = training_step(AUTO, ours(case), case, speed.bfloat16_is_fast(CPU))
@@ -162,9 +162,9 @@ def training(case: Case) -> dict[str, Any]:
 
 
 def sampling(case: Case) -> dict[str, Any]:
-    """Images times network evaluations a second."""
+    """Images times network evaluations per second."""
     x = torch.randn(case.batch, case.channels, case.size, case.size)
-    t = same(500, x)  # of one time, as our samplers give it; the peers read it as any other
+    t = same(500, x)  # marked as one time, as our samplers do; to the peers it is an ordinary tensor
     nets = networks(case) | {FLOAT32: ours(case)}
     nets[AUTO] = speed.BFloat16(ours(case)) if speed.bfloat16_is_fast(CPU) else ours(case)
     nets = {name: network.eval().requires_grad_(False) for name, network in nets.items()}
@@ -174,7 +174,7 @@ def sampling(case: Case) -> dict[str, Any]:
 
 
 def distance(network: Callable[[Tensor], Any], samples: Tensor, real: Tensor) -> float:
-    """FID by the features of a network."""
+    """FID on the features of a network."""
     sets = (
         {"features": torch.cat([network(batch)[0].float() for batch in each.split(32)])} for each in (samples, real)
     )
@@ -182,10 +182,10 @@ def distance(network: Callable[[Tensor], Any], samples: Tensor, real: Tensor) ->
 
 
 def inception_features() -> dict[str, Any]:
-    """Images a second through InceptionV3, and FID in float32 and bfloat16.
+    """Images per second through InceptionV3, and FID in float32 and bfloat16.
 
-    The weights are random, with the normalisations fitted to images; their speed is that of the real ones. FID is
-    between 256 test images of Fashion-MNIST and the same with noise of a tenth of the range.
+    The weights are random, with normalisations fitted to images; they are as fast as the real ones. FID compares 256
+    test images of Fashion-MNIST with the same images plus noise, whose deviation is a tenth of the range.
     """
     from torch_fidelity import feature_extractor_inceptionv3 as theirs
 
@@ -198,7 +198,7 @@ def inception_features() -> dict[str, Any]:
     real = FashionMNIST().load("test").pixels(torch.arange(256)).expand(-1, 3, -1, -1)
     for module in plain.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None  # of the batches seen
+            module.momentum = None  # average over all batches
     plain.train()(real[:64])
     plain.eval()
     nn.Module.load_state_dict(mine, plain.state_dict())
@@ -228,7 +228,7 @@ def inception_features() -> dict[str, Any]:
 
 
 def data() -> dict[str, Any]:
-    """Fashion-MNIST batches of 64 as the training step gets them, images a second."""
+    """Fashion-MNIST batches of 64 as the training step gets them, images per second."""
     images = FashionMNIST().load("train")
     batches = TrainBatches(len(images), 64)
     start = time.perf_counter()
@@ -238,7 +238,7 @@ def data() -> dict[str, Any]:
 
 
 def commands() -> dict[str, Any]:
-    """Seconds from the command to the end of one step, and what Lightning and the callbacks add to a step."""
+    """Seconds from the command to the end of the first step, and the overhead of Lightning and callbacks per step."""
     root = Path(__file__).parents[1]
     with tempfile.TemporaryDirectory() as folder:
         seconds = {}
@@ -280,7 +280,7 @@ print([line for line in open("/proc/self/status") if line.startswith("VmHWM")][0
 
 
 def memory(number: int) -> dict[str, float]:
-    """Most memory of a process that takes three training steps, MB; each package alone in a process of its own."""
+    """Peak memory of a process that takes three training steps, MB; each package has its own process."""
     found = {}
     for name in (REFERENCE, "diffusers", "lucidrains", FLOAT32, AUTO):
         half = name == AUTO and speed.bfloat16_is_fast(CPU)
@@ -300,7 +300,7 @@ def likelihood() -> dict[str, float]:
     with torch.inference_mode():
         start = time.perf_counter()
         dataset_bound.full(model.respace(100), images, n, 0, n)
-        full = 10 * (time.perf_counter() - start) / n  # of a tenth of the terms, ten times
+        full = 10 * (time.perf_counter() - start) / n  # a tenth of the terms, times ten
         start = time.perf_counter()
         dataset_bound.sampled(model, images, 8 * n, 0, n, 5)
         sampled = (time.perf_counter() - start) / (8 * n)
@@ -361,7 +361,7 @@ def table(found: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder of speed.json and speed.md")
-    parser.add_argument("--only", nargs="+", help="parts of speed.json to measure anew; all by default")
+    parser.add_argument("--only", nargs="+", help="parts of speed.json to measure; all by default")
     options = parser.parse_args()
     out = options.out
     torch.manual_seed(0)
@@ -388,7 +388,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     path = out / "speed.json"
     asked = options.only or [*parts]
-    if len(asked) > 1:  # each in a process of its own, whose memory no other part has used
+    if len(asked) > 1:  # each in its own process, so that no other part has used its memory
         for name in asked:
             print(f"measuring {name}", flush=True)
             command = [sys.executable, __file__, str(out), "--only", name]

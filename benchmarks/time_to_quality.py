@@ -1,12 +1,12 @@
-"""Quality against minutes of training, ours and the peers': python benchmarks/time_to_quality.py OUT --work FOLDER
+"""Compare quality against training time with peers: python benchmarks/time_to_quality.py OUT --work FOLDER
 
-Every package trains on Fashion-MNIST by its own documented recipe, at about the same number of parameters, for the same
-time on the same cores: `train.py experiment=fashion_mnist`; the training example of diffusers; the README of
-denoising-diffusion-pytorch. Then all are sampled by the same solver with the same noise and number of evaluations.
+Each package trains on Fashion-MNIST with its own documented recipe, at about the same number of parameters, for the
+same time on the same cores: `train.py experiment=fashion_mnist`; the training example of diffusers; the README of
+denoising-diffusion-pytorch. Then all are sampled with the same solver, noise and number of evaluations.
 
-The time is counted in steps: the packages' rates are measured in turn, a few rounds, and each trains as many steps as
-it takes in the time at its median rate. Whatever else the machine does meanwhile therefore changes nothing. What --work
-holds already (rates, weights, rows) is not computed again, so that an interrupted run goes on.
+Time is counted in steps: the packages' rates are measured in turn for a few rounds, and each package trains for the
+steps that fit into the time at its median rate. Other load during training therefore changes nothing. Results already
+in --work (rates, weights, rows) are not computed again, so an interrupted run continues.
 
 Writes time_to_quality.json, .md and .png into OUT.
 """
@@ -56,12 +56,12 @@ from ddpm.variance.fixed_large import FixedLarge
 
 ROOT = Path(__file__).parents[1]
 SHARES = (0.25, 0.5, 1.0)
-"""Of the time, after which the weights are kept."""
+"""Fractions of the time after which the weights are kept."""
 SEED = 0
 
 
 class Read(nn.Module):
-    """A peer's network as a Diffusion calls it."""
+    """A peer's network with the call signature that a Diffusion expects."""
 
     def __init__(self, call: Callable[[Tensor, Tensor], Tensor], network: nn.Module) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class Read(nn.Module):
 
 
 class Diffusers:
-    """UNet2DModel and the example train_unconditional.py: AdamW, cosine learning rate, EMA by power 3/4."""
+    """UNet2DModel and the example train_unconditional.py: AdamW, cosine learning rate, EMA with power 3/4."""
 
     batch = 16
 
@@ -119,7 +119,7 @@ class Diffusers:
 
 
 class Lucidrains:
-    """Unet, GaussianDiffusion with its defaults (v, sigmoid), and the Trainer as its README calls it."""
+    """Unet, GaussianDiffusion with its defaults (v, sigmoid), and the Trainer as used in its README."""
 
     batch = 64  # two times 32
 
@@ -152,7 +152,7 @@ PACKAGES = ("ddpm", *PEERS)
 
 
 def run_ours(folder: Path, steps: int, keep: int, *options: str) -> float:
-    """Train by the command; images a second."""
+    """Train with train.py; returns images per second."""
     command = [sys.executable, str(ROOT / "train.py"), "experiment=fashion_mnist", f"hydra.run.dir={folder}"]
     command += [f"trainer.max_steps={steps}", "callbacks=[throughput,progress,checkpoint]"]
     command += [f"callbacks.checkpoint.every_n_steps={keep}", f"callbacks.checkpoint.keep_every_n_steps={keep}"]
@@ -169,7 +169,7 @@ def batches(size: int) -> Callable[[int], Tensor]:
 
 
 def rates(work: Path, rounds: int = 3) -> dict[str, float]:
-    """Images a second of each package's training, medians over rounds."""
+    """Images per second of each package's training, medians over rounds."""
     path = work / "rates.json"
     if not path.exists():
         taken: dict[str, list[float]] = {name: [] for name in PACKAGES}
@@ -190,13 +190,13 @@ def rates(work: Path, rounds: int = 3) -> dict[str, float]:
 
 
 def steps_after(minutes: float, rate: float, batch: int) -> list[int]:
-    """The number of steps after each of SHARES of the time."""
+    """The number of steps after each fraction of the time in SHARES."""
     quarter = max(1, round(minutes * 60 * rate / batch * SHARES[0]))
     return [round(quarter * share / SHARES[0]) for share in SHARES]
 
 
 def trained(name: str, minutes: float, rate: float, work: Path) -> list[Diffusion]:
-    """The models with their averaged weights after each of SHARES of the time."""
+    """The models with averaged weights after each fraction of the time in SHARES."""
     torch.manual_seed(SEED)
     if name == "ddpm":
         folder, at = work / "ddpm", steps_after(minutes, rate, 64)
@@ -220,7 +220,7 @@ def trained(name: str, minutes: float, rate: float, work: Path) -> list[Diffusio
 
 
 def quality(model: Diffusion, label: str, options: argparse.Namespace, judge: Any) -> dict[str, float]:
-    """FID of the samples, and bits/dim of test images by the sampled bound with sigma_t^2 = beta_t."""
+    """FID of the samples, and bits/dim of test images from the sampled bound with sigma_t^2 = beta_t."""
     network, reference, test = judge
     model.requires_grad_(False)
     model = Diffusion(model.network, model.process, model.parameterization, FixedLarge(), model.levels).eval()
@@ -249,11 +249,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder of the results")
     parser.add_argument("--work", type=Path, required=True, help="folder of rates, weights and rows")
-    parser.add_argument("--minutes", type=float, default=20, help="of training")
+    parser.add_argument("--minutes", type=float, default=20, help="training time")
     parser.add_argument("--packages", nargs="+", choices=PACKAGES, default=list(PACKAGES))
-    parser.add_argument("--n", type=int, default=5000, help="samples of each row")
-    parser.add_argument("--evaluations", type=int, default=15, help="of the network for each sample")
-    parser.add_argument("--nll-images", type=int, default=1000, help="test images of bits/dim")
+    parser.add_argument("--n", type=int, default=5000, help="samples per row")
+    parser.add_argument("--evaluations", type=int, default=15, help="network evaluations per sample")
+    parser.add_argument("--nll-images", type=int, default=1000, help="test images for bits/dim")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     allocator.keep_memory()
@@ -281,7 +281,7 @@ def main() -> None:
 
 
 def write(options: argparse.Namespace, rate: dict[str, float], rows: list[dict[str, Any]], floor: float) -> None:
-    """The rows as JSON, as a table, and as a plot."""
+    """Write the rows as JSON, as a table, and as a plot."""
     machine = f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}"
     about = {"n": options.n, "evaluations": options.evaluations, "nll_images": options.nll_images, "seed": SEED}
     about |= {"features": "classifier", "floor": floor, "machine": machine, "images_per_second": rate}

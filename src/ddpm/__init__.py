@@ -7,7 +7,7 @@ __all__ = ["__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """`load`, which imports torch when it is first asked for."""
+    """Import `load`, and with it torch, on first access."""
     if name == "load":
         from ddpm.setup.loading import load
 

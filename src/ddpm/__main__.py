@@ -1,4 +1,4 @@
-"""`python -m ddpm train ...` is `ddpm train ...`."""
+"""Entry point of `python -m ddpm`, equivalent to the command `ddpm`."""
 
 from ddpm.commands.cli import main
 

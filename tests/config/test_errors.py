@@ -227,7 +227,7 @@ def test_code_in_a_checkpoint_is_refused_and_does_not_run(message, payload, tmp_
 @pytest.mark.parametrize("content", [{"state_dict": {}}, [1, 2], {"ddpm_config": 3}])
 def test_a_foreign_file_is_not_a_checkpoint_of_ddpm(message, tmp_path, content):
     torch.save(content, tmp_path / "foreign")
-    assert "is not a checkpoint of ddpm" in message("evaluate", given(tmp_path / "foreign"))
+    assert "is not a ddpm checkpoint" in message("evaluate", given(tmp_path / "foreign"))
 
 
 def tampered(trained, path, change):

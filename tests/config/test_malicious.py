@@ -119,7 +119,7 @@ def test_entries_of_the_wrong_kind_are_one_line(trained, message, tmp_path, path
     put(content, path, value)
     torch.save(content, tmp_path / "odd")
     line = message("evaluate", f"ckpt={json.dumps(str(tmp_path / 'odd'))}", *WAYS["evaluate"])
-    assert "is not a whole checkpoint of ddpm" in line
+    assert "is not a complete ddpm checkpoint" in line
 
 
 @pytest.mark.slow

@@ -87,5 +87,5 @@ def test_paths_from_home_may_be_typed_without_quotes_that_of_hydra_too(home, bar
 
 
 def test_a_home_that_is_not_there_is_one_line():
-    with pytest.raises(ValueError, match="there is no home directory for ~nobody-of-that-name/x; give the whole path"):
+    with pytest.raises(ValueError, match="there is no home directory for ~nobody-of-that-name/x; give the full path"):
         expanded("~nobody-of-that-name/x")

@@ -86,7 +86,7 @@ def test_a_folder_to_which_others_may_write_is_not_used(home):
     for mode in (0o770, 0o707):
         home.chmod(mode)
         cache._trusted.cache_clear()
-        with pytest.warns(UserWarning, match=r"is not used, because others may write to it; .*DDPM_CACHE"):
+        with pytest.warns(UserWarning, match=r"is not used, because other users can write to it; .*DDPM_CACHE"):
             path = thing()
         assert path.read_text() == "content"
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700

@@ -73,7 +73,7 @@ def test_levels_outside_2_to_256_are_refused(levels):
 
 
 def test_scaling_what_is_scaled_already_is_refused():
-    with pytest.raises(TypeError, match=r"must be uint8 grey levels, got torch\.float32; scale them once"):
+    with pytest.raises(TypeError, match=r"must be uint8 grey levels, got torch\.float32; scale them only once"):
         to_unit(torch.zeros(1), 256)
 
 
@@ -212,7 +212,7 @@ def test_missing_data_is_one_line_that_lists_the_ways_to_provide_it(source_class
         source_class(str(tmp_path)).prepare()
     message = str(caught.value)
     assert message.startswith(f"{source_class.__name__} is not in {tmp_path}")
-    assert "or run once with a network" in message
+    assert "or run once with network access" in message
     assert "\n" not in message
     assert caught.value.__cause__ is None
     assert caught.value.__context__ is None
@@ -248,12 +248,12 @@ CUT = gzip.compress(bytes(1000), mtime=0)[:-9]
     ("file", "content", "suffix", "why"),
     [
         ("t10k-images-idx3-ubyte", b"", "", "it is empty"),
-        ("t10k-images-idx3-ubyte", HTML, "", "it is no IDX file of bytes"),
-        ("t10k-images-idx3-ubyte", _idx(np.zeros((3, 28, 28), "u1"))[:-1], "", "it holds 2351 bytes of 3 x 28 x 28"),
+        ("t10k-images-idx3-ubyte", HTML, "", "it is not an IDX file of bytes"),
+        ("t10k-images-idx3-ubyte", _idx(np.zeros((3, 28, 28), "u1"))[:-1], "", "it holds 2351 bytes instead of 3 x 28"),
         ("t10k-images-idx3-ubyte", b"\0\0\x08\x03\0", "", "it holds 0 bytes"),
-        ("t10k-images-idx3-ubyte", _idx(np.zeros((3, 8, 8), "u1")), "", r"its images are \(8, 8\), not \(28, 28\)"),
-        ("t10k-labels-idx1-ubyte", _idx(np.array([0, 10, 2], "u1")), "", "it holds label 10, beyond the 10 classes"),
-        ("t10k-labels-idx1-ubyte", _idx(np.array([0, 1], "u1")), "", r"its labels are \(2,\), for 3 images"),
+        ("t10k-images-idx3-ubyte", _idx(np.zeros((3, 8, 8), "u1")), "", r"its images have shape \(8, 8\), not"),
+        ("t10k-labels-idx1-ubyte", _idx(np.array([0, 10, 2], "u1")), "", "it holds label 10, but there are 10 classes"),
+        ("t10k-labels-idx1-ubyte", _idx(np.array([0, 1], "u1")), "", r"its labels have shape \(2,\), for 3 images"),
         ("t10k-images-idx3-ubyte", b"", ".gz", "it is empty"),
         ("t10k-images-idx3-ubyte", HTML, ".gz", "Not a gzipped file"),
         ("t10k-labels-idx1-ubyte", CUT, ".gz", "Compressed file ended"),
@@ -396,14 +396,14 @@ TWELVE_BITS = np.arange(16).reshape(4, 4) * 273
 @pytest.mark.parametrize(
     ("name", "write", "why"),
     [
-        ("12.png", lambda path: _save(path, TWELVE_BITS.astype(np.uint16)), "16 bits but all fit in 12"),
-        ("12.tif", lambda path: _tiff(path, TWELVE_BITS.astype("<u2").tobytes(), 16), "16 bits but all fit in 12"),
-        ("12rgb.png", lambda path: _png(path, np.stack([TWELVE_BITS] * 3, 2)), "16 bits but all fit in 12"),
+        ("12.png", lambda path: _save(path, TWELVE_BITS.astype(np.uint16)), "all fit in 12 bits"),
+        ("12.tif", lambda path: _tiff(path, TWELVE_BITS.astype("<u2").tobytes(), 16), "all fit in 12 bits"),
+        ("12rgb.png", lambda path: _png(path, np.stack([TWELVE_BITS] * 3, 2)), "all fit in 12 bits"),
         ("int32.tif", lambda path: _tiff(path, TWELVE_BITS.astype("<i4").tobytes(), 32, 1, 2), "32-bit integers"),
         ("uint32.tif", lambda path: _tiff(path, TWELVE_BITS.astype("<u4").tobytes(), 32), "32-bit integers"),
         ("int16.tif", lambda path: _tiff(path, TWELVE_BITS.astype("<i2").tobytes(), 16, 1, 2), "16-bit integers"),
         ("int8.tif", lambda path: _tiff(path, bytes(range(120, 136)), 8, 1, 2), "8-bit integers"),
-        ("real.tif", lambda path: _save(path, TWELVE_BITS.astype(np.float32)), "real numbers of unknown range"),
+        ("real.tif", lambda path: _save(path, TWELVE_BITS.astype(np.float32)), "numbers of unknown range"),
     ],
 )
 def test_an_image_whose_white_is_not_known_is_refused_by_name_and_reason(name, write, why, tmp_path):
@@ -430,7 +430,7 @@ def test_no_program_is_run_for_a_file_that_only_its_name_makes_an_image(reads, n
     run = []
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args: run.append(args) or Image.new("RGB", (4, 4)))
     (tmp_path / name).write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\nshowpage\n%%EOF\n")
-    with pytest.raises(ValueError, match=rf"^cannot read \S+{name} \(it is not a whole image of PNG, JPEG, .*\); "):
+    with pytest.raises(ValueError, match=rf"^cannot read \S+{name} \(it is not a complete image of type PNG, .*\); "):
         reads(tmp_path / name)
     assert not run
 
@@ -600,7 +600,7 @@ def test_linked_folders_and_files_are_read_and_loops_end(tmp_path):
     assert sorted(_levels(train) + _levels(test)) == sorted([0, *range(20), *range(20)])
     assert sorted(torch.cat([train.labels, test.labels]).tolist()) == [0] * 21 + [1] * 20
     (note,) = source.notes
-    assert "2 links to folders that are read already (such as cat/again)" in note
+    assert "2 links to folders already read (such as cat/again)" in note
     assert "cat/itself" in note
 
 
@@ -626,7 +626,7 @@ def test_what_is_left_out_is_counted_in_one_line(tmp_path):
         (tmp_path / "cat" / name).unlink()
     assert ImageFolder(str(tmp_path), 8, test_fraction=0.3).notes == (
         "left out: 1 .avif (such as cat/c.avif), 1 .npy (such as cat/d.npy), 1 broken links (such as cat/gone.png), "
-        "1 hidden (such as cat/.hidden.png), 1 no regular files (such as cat/pipe.png)",
+        "1 hidden (such as cat/.hidden.png), 1 special files (such as cat/pipe.png)",
     )
 
 
@@ -647,7 +647,7 @@ def test_a_folder_that_cannot_be_listed_is_counted(tmp_path, monkeypatch):
 
 def test_a_folder_without_images_says_what_is_there(tmp_path):
     (tmp_path / "a.jfif").write_text("")
-    with pytest.raises(ValueError, match=r"there are no images in .*; what is there: 1 \.jfif \(such as a\.jfif\)$"):
+    with pytest.raises(ValueError, match=r"there are no images in .*; found only 1 \.jfif \(such as a\.jfif\)$"):
         ImageFolder(str(tmp_path), 8).load("train")
 
 
@@ -666,7 +666,7 @@ def test_test_comes_before_val_and_what_lies_beside_the_splits_is_said(tmp_path)
     _grey_folder(tmp_path, n=9, folders=("train", "test", "val"))
     source = ImageFolder(str(tmp_path), 8, channels=1)
     assert _levels(source.load("test")) == [1, 4, 7]
-    assert source.notes[1] == "left out: 1 beside the splits (such as val)"
+    assert source.notes[1] == "left out: 1 outside the splits (such as val)"
 
 
 def test_numbers_in_the_names_of_classes_sort_as_numbers(tmp_path):
@@ -681,7 +681,7 @@ def test_numbers_in_the_names_of_classes_sort_as_numbers(tmp_path):
 def test_an_image_beside_the_folders_that_leaves_no_classes_is_said(tmp_path):
     _grey_folder(tmp_path, folders=("", "dog"))
     (note,) = ImageFolder(str(tmp_path), 8).notes
-    assert note == "there are no classes, because of 20 images beside the folders (such as 000.png)"
+    assert note == "there are no classes, because of 20 images next to the folders (such as 000.png)"
 
 
 def test_on_disk_and_in_memory_hold_the_same_images(tmp_path):

@@ -106,7 +106,7 @@ def test_a_sweep_on_two_processes_is_one_sweep_and_goes_on_where_it_was_killed(l
 
     (second / "go").touch()
     said = typed.run(words, env=env)
-    assert f"finished before: {os.path.relpath(first)}" in said
+    assert f"already finished: {os.path.relpath(first)}" in said
     assert f"resuming: {os.path.relpath(second)}" in said
     assert (first / "last.ckpt").stat().st_mtime_ns == done
     assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == ["0", "1", "multirun.yaml"]

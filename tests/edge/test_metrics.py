@@ -225,7 +225,7 @@ def test_two_ranks_report_the_same_metrics_as_one():
 
 
 def test_gathering_refuses_samples_without_indices():
-    with pytest.raises(ValueError, match="4 values of features came with 3 indices; give one for each"):
+    with pytest.raises(ValueError, match="got 4 values of features for 3 indices; give one value per index"):
         Gathered(("features", "logits")).update(random_features(4), torch.arange(3))
 
 

@@ -149,20 +149,20 @@ def test_a_checkpoint_without_a_digest_works_and_says_that_nothing_was_compared(
     for split in ("train", "val"):  # so that numbers and letters agree in the order of classes
         (moved / split / "10").rename(moved / split / "1")
     resumed(moved, ckpt=older)
-    assert "data: the checkpoint keeps no digest of its train images" in capsys.readouterr().out
+    assert "data: the checkpoint has no digest of its train images" in capsys.readouterr().out
     assert evaluated(moved, ckpt=older)["data_of_training"] == {"train": None}
-    assert "data: the checkpoint keeps no digest of its train images" in capsys.readouterr().out
+    assert "data: the checkpoint has no digest of its train images" in capsys.readouterr().out
 
 
 @pytest.mark.slow
 def test_classes_that_are_called_or_numbered_otherwise_are_refused(older, resumed, evaluated, run, tmp_path):
     for use in (resumed, evaluated):  # without names, classes were in the order of letters: 10, 2, cat
-        with pytest.raises(ValueError, match=r"class 0 of the data is 2, but 10 of the checkpoint's model"):
+        with pytest.raises(ValueError, match=r"class 0 is 2 in the data, but 10 in the checkpoint's model"):
             use(run[1], ckpt=older)
     moved = shutil.copytree(run[1], tmp_path / "moved")
     for split in ("train", "val"):
         (moved / split / "cat").rename(moved / split / "dog")
-    with pytest.raises(ValueError, match=r"class 2 of the data is dog, but cat of the checkpoint's model"):
+    with pytest.raises(ValueError, match=r"class 2 is dog in the data, but cat in the checkpoint's model"):
         evaluated(moved)
 
 

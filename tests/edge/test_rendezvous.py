@@ -38,14 +38,14 @@ def test_the_variables_of_torchrun_say_where_a_process_stands():
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"RANK": "4"}, "RANK must be a whole number from 0 to 3, got '4'"),
-        ({"RANK": "-1"}, "RANK must be a whole number from 0 to 3, got '-1'"),
-        ({"LOCAL_RANK": "2"}, "LOCAL_RANK must be a whole number from 0 to 1, got '2'"),
-        ({"LOCAL_WORLD_SIZE": "5"}, "LOCAL_WORLD_SIZE must be a whole number from 1 to 4, got '5'"),
-        ({"WORLD_SIZE": "two"}, "WORLD_SIZE must be a whole number at least 1, got 'two'"),
-        ({"WORLD_SIZE": "0"}, "WORLD_SIZE must be a whole number at least 1, got '0'"),
-        ({"MASTER_PORT": "http"}, "MASTER_PORT must be a whole number from 1 to 65535, got 'http'"),
-        ({"MASTER_PORT": "70000"}, "MASTER_PORT must be a whole number from 1 to 65535, got '70000'"),
+        ({"RANK": "4"}, "RANK must be an integer from 0 to 3, got '4'"),
+        ({"RANK": "-1"}, "RANK must be an integer from 0 to 3, got '-1'"),
+        ({"LOCAL_RANK": "2"}, "LOCAL_RANK must be an integer from 0 to 1, got '2'"),
+        ({"LOCAL_WORLD_SIZE": "5"}, "LOCAL_WORLD_SIZE must be an integer from 1 to 4, got '5'"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE must be an integer at least 1, got 'two'"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE must be an integer at least 1, got '0'"),
+        ({"MASTER_PORT": "http"}, "MASTER_PORT must be an integer from 1 to 65535, got 'http'"),
+        ({"MASTER_PORT": "70000"}, "MASTER_PORT must be an integer from 1 to 65535, got '70000'"),
         ({"RANK": "", "MASTER_ADDR": ""}, "WORLD_SIZE=4, but RANK, MASTER_ADDR is not set"),
     ],
 )
@@ -67,8 +67,8 @@ def port():
 @pytest.mark.parametrize(
     ("rank", "said"),
     [
-        ("0", r"process 0 waited 1 s for RANK 1, 2 of WORLD_SIZE=3 to come to MASTER_ADDR=127.0.0.1 MASTER_PORT="),
-        ("1", r"process 1 waited 1 s for RANK 0 to be reached at MASTER_ADDR=127.0.0.1 MASTER_PORT=.*refused"),
+        ("0", r"process 0 waited 1 s for RANK 1, 2 of WORLD_SIZE=3 to reach MASTER_ADDR=127.0.0.1 MASTER_PORT="),
+        ("1", r"process 1 could not reach RANK 0 at MASTER_ADDR=127.0.0.1 MASTER_PORT=.* within 1 s .*refused"),
     ],
 )
 def test_who_does_not_come_is_named_after_a_stated_time(monkeypatch, port, rank, said):
@@ -84,7 +84,7 @@ def test_who_does_not_come_is_named_after_a_stated_time(monkeypatch, port, rank,
 def test_a_port_that_is_taken_is_refused_at_once(port):
     with (
         socket.create_server(("0.0.0.0", int(port))),
-        pytest.raises(ValueError, match=f"^MASTER_PORT={port} is in use, by a second process of RANK=0 or by another"),
+        pytest.raises(ValueError, match=f"^MASTER_PORT={port} is in use by another process with RANK=0 or"),
     ):
         rendezvous._store(rendezvous.Place(0, 2, "127.0.0.1", int(port)), time.monotonic())
 
@@ -92,10 +92,10 @@ def test_a_port_that_is_taken_is_refused_at_once(port):
 def test_two_processes_of_one_rank_and_other_counts_are_refused_at_once():
     store = dist.HashStore()
     store.add("rank 1", 1)
-    with pytest.raises(ValueError, match="two processes have RANK=1; give each of WORLD_SIZE=3 a rank of its own"):
+    with pytest.raises(ValueError, match="two processes have RANK=1; give each of WORLD_SIZE=3 processes its own"):
         rendezvous.connect(store, 1, 3, lambda: None)
     store.set("world", "3")
-    with pytest.raises(ValueError, match="process 0 has WORLD_SIZE=2, another one 3; give all the same"):
+    with pytest.raises(ValueError, match="process 0 has WORLD_SIZE=2, another one 3; use the same for all"):
         rendezvous.connect(store, 0, 2, lambda: None)
 
 
@@ -163,7 +163,7 @@ def test_processes_without_the_secret_are_refused(monkeypatch):
     sent = {}
     monkeypatch.setattr(dist, "isend", lambda tensor, to: sent.update({to: tensor}))
     monkeypatch.setattr(dist, "recv", lambda tensor, of: tensor.copy_(sent[of]))  # what was sent comes back
-    with pytest.raises(ConnectionError, match="what has connected to process 0 is not process 1"):
+    with pytest.raises(ConnectionError, match="the program that connected to process 0 is not process 1"):
         rendezvous._prove(b"secret", 0, 2)
 
 

@@ -178,7 +178,7 @@ def test_a_file_system_that_cannot_flush_folders_is_warned_of_once(job, tmp_path
         with files.written(tmp_path / "file", durable=True) as temporary:
             temporary.write_text(text)
         assert (tmp_path / "file").read_text() == text
-    assert capsys.readouterr().err.count("warning: this file system cannot be asked to flush") == 1
+    assert capsys.readouterr().err.count("warning: this file system does not support flushing") == 1
 
 
 def test_a_disk_that_fails_is_an_error(job, tmp_path, monkeypatch):

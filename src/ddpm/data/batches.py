@@ -1,8 +1,8 @@
-"""Which images make up which batch: a function of (seed, k, rank, world) and of nothing else.
+"""Batches of images, determined by (seed, k, rank, world) alone.
 
-Training never counts epochs. Micro-batch k = 0, 1, 2, ... belongs to pass e = k // batches_per_pass over the
-data, whose order and mirrorings come from a generator seeded by (seed, e). Resuming at k is therefore exact,
-and the ranks together take the same images at k whatever their number, if the total batch is the same.
+Training never counts epochs. Micro-batch k = 0, 1, 2, ... belongs to pass e = k // batches_per_pass over the data. A
+generator seeded by (seed, e) draws the order and the flips of pass e. Resuming at k is therefore exact, and for the
+same total batch size all ranks together take the same images at k, however many ranks there are.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,14 +14,14 @@ from torch.utils.data import Sampler
 
 
 class TrainBatches:
-    """Shuffled batches without end; the remainder of each pass is dropped.
+    """An endless sequence of shuffled batches; the remainder of each pass is dropped.
 
     Args:
         n: number of images.
-        batch_size: B, images of a batch on one rank.
+        batch_size: B, images per batch on one rank.
         seed: at least 0.
-        flip: mirror each image with probability 1/2, anew in each pass.
-        rank: this process, 0..world-1.
+        flip: mirror each image with probability 1/2, drawn again in each pass.
+        rank: rank of this process, 0..world-1.
         world: number of processes.
     """
 
@@ -45,7 +45,7 @@ class TrainBatches:
         self._pass, self._order = -1, torch.empty(0, dtype=torch.int64)
 
     def batch(self, k: int) -> Tensor:
-        """Micro-batch k of this rank: int64, shape (B,); i + n stands for image i mirrored left to right."""
+        """Micro-batch k of this rank: int64, shape (B,); i + n means image i mirrored left to right."""
         e, j = divmod(k, self.batches_per_pass)
         if e != self._pass:
             self._pass, self._order = e, self._order_of(e)
@@ -66,8 +66,8 @@ class TrainSampler(Sampler[Tensor]):
     """Micro-batches start() .. stop-1 in order; its length is stop, the length of the whole run.
 
     Args:
-        batches: what to draw from.
-        start: number of the first micro-batch, asked when iteration begins.
+        batches: the batches to draw from.
+        start: returns the number of the first micro-batch; called when iteration begins.
         stop: one past the last.
     """
 
@@ -82,12 +82,12 @@ class TrainSampler(Sampler[Tensor]):
 
 
 class EvalSampler(Sampler[Tensor]):
-    """Images rank, rank + world, ... below n in order: the ranks together see each once, without padding.
+    """Images rank, rank + world, ... below n in order; the ranks together see each image once, without padding.
 
     Args:
         n: number of images.
-        batch_size: images of a batch on one rank; the last batch may have fewer.
-        rank: this process, 0..world-1.
+        batch_size: images per batch on one rank; the last batch may have fewer.
+        rank: rank of this process, 0..world-1.
         world: number of processes.
     """
 

@@ -1,4 +1,4 @@
-"""What CIFAR-10 and CIFAR-100 have in common: pickled batches, which torchvision reads where their MD5 is right."""
+"""Base of CIFAR-10 and CIFAR-100: pickled batches, which torchvision reads if their MD5 matches."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from ddpm.data.torchvision_source import TorchvisionSource
 
 
 class CIFAR(TorchvisionSource):
-    """Sets in torchvision's layout of CIFAR."""
+    """A data set in torchvision's CIFAR layout."""
 
     def _read(self, split: str) -> tuple[Tensor, Tensor] | None:
         folder, meta = self.root / self.dataset.base_folder, self.dataset.meta
@@ -18,7 +18,7 @@ class CIFAR(TorchvisionSource):
             for name, md5 in (*self.dataset.train_list, *self.dataset.test_list, (meta["filename"], meta["md5"])):
                 if (folder / name).exists() and not check_integrity(folder / name, md5):
                     raise ValueError(
-                        f"{folder / name} is damaged (its MD5 is not that of the published file); "
+                        f"{folder / name} is damaged (its MD5 differs from the published one); "
                         f"remove it, and {self._remedy()}"
                     ) from None
             return None

@@ -1,15 +1,15 @@
-"""One image file to one uint8 tensor, whatever its mode and size.
+"""Decode an image file of any mode and size to a uint8 tensor.
 
-The rule, in this order:
-  1. Turn as the EXIF orientation says.
-  2. Grey of b = 12 or 16 bits becomes 8-bit by round(255 v / (2^b - 1)), so that 65535 -> 255, with v counted down
-     where zero is white; transparent pixels are laid over white; any other mode is converted to RGB by PIL. One channel
-     is ITU-R 601 luma of that RGB.
-  3. Cut the largest centred square.
-  4. Resize by PIL's bicubic filter, which widens with the reduction (antialiased); never enlarge.
+The steps, in order:
+  1. Apply the EXIF orientation.
+  2. Convert grey levels v of b = 12 or 16 bits to 8 bits by round(255 v / (2^b - 1)), so that 65535 -> 255; where zero
+     is white, v is inverted first. Composite transparent pixels over white. PIL converts any other mode to RGB. One
+     channel is the ITU-R 601 luma of that RGB.
+  3. Crop the largest centred square.
+  4. Resize with PIL's antialiased bicubic filter; never enlarge.
 
-An image whose white is not known is refused: 32-bit, signed and real grey levels, and 16-bit files whose values all fit
-in 12 bits, for they are most likely 12-bit images that would come out nearly black.
+Images of unknown white level are rejected: 32-bit, signed and floating-point grey levels, and 16-bit files whose values
+all fit in 12 bits, which are most likely 12-bit images that would come out nearly black.
 """
 
 import struct
@@ -34,12 +34,12 @@ FORMATS = {
     "GIF": (".gif",),
     "PPM": (".ppm", ".pgm"),
 }
-"""PIL's decoders that a file may reach, whatever it is called, and the endings of image files. Others run programs
-(EPS: Ghostscript) or are seldom tested."""
+"""The PIL decoders that may be used, whatever a file's name, and the extensions of image files. Other decoders run
+programs (EPS: Ghostscript) or are rarely tested."""
 SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
-_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of a TIFF
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
 _WHITE_IS_ZERO, _SIGNED = 0, 2
 
 
@@ -47,29 +47,29 @@ def _open(path: Path) -> Image.Image:
     try:
         return Image.open(path, formats=list(FORMATS))
     except UnidentifiedImageError:
-        raise ValueError(f"it is not a whole image of {', '.join(FORMATS)}") from None
+        raise ValueError(f"it is not a complete image of type {', '.join(FORMATS)}") from None
 
 
 def _tags(image: Image.Image) -> Mapping[int, Any]:
-    """The tags of a TIFF; none of any other image."""
+    """The TIFF tags of an image; empty for other formats."""
     return getattr(image, "tag_v2", {})
 
 
 def _check_white(image: Image.Image) -> None:
-    """Refuse a header that leaves open which level is white."""
+    """Reject a header that does not say which level is white."""
     tags = _tags(image)
     bits = tags.get(_BITS, (8,))[0]
     if image.mode == "F":
-        raise ValueError("its grey levels are real numbers of unknown range; save it with 8 or 16 bits")
+        raise ValueError("its grey levels are floating-point numbers of unknown range; save it with 8 or 16 bits")
     if _SIGNED in tags.get(_SAMPLE_FORMAT, ()) or bits > 16:
         raise ValueError(f"its levels are {bits}-bit integers of unknown range; save it with 8 or 16 unsigned bits")
 
 
 def _check_used(levels: np.ndarray, largest: int) -> None:
-    """Refuse 16-bit levels of which 12 bits are used."""
+    """Reject 16-bit levels that use only 12 bits."""
     if 0 < levels.max() <= largest:
         raise ValueError(
-            "its levels have 16 bits but all fit in 12, so that it would be nearly black; scale them to 16 bits or 8"
+            "its 16-bit levels all fit in 12 bits, so it would be nearly black; rescale them to 16 or 8 bits"
         )
 
 
@@ -84,10 +84,10 @@ def _grey(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
 
 
 def read(path: Path) -> Image.Image:
-    """The picture as it is seen: upright, RGB, over white.
+    """The image as displayed: upright, in RGB, over white.
 
     Raises:
-        ValueError: it cannot be read, or it is not known which level is white; in one line with the remedy.
+        ValueError: it cannot be read, or its white level is unknown; one line with a remedy.
     """
     try:
         with _open(path) as image:
@@ -98,7 +98,7 @@ def read(path: Path) -> Image.Image:
                 upright = _grey(ImageOps.exif_transpose(image), tags)
             else:
                 upright = ImageOps.exif_transpose(image)
-                if has_16_bits:  # of which PIL keeps the upper 8
+                if has_16_bits:  # PIL keeps the upper 8
                     _check_used(np.asarray(upright)[..., :3], 15)
         if upright.has_transparency_data:
             above = upright.convert("RGBA")
@@ -118,17 +118,17 @@ def _unreadable(path: Path, error: Exception) -> ValueError:
 
 @dataclass(frozen=True)
 class Decode:
-    """path -> uint8 (channels, image_size, image_size) by the rule of this module.
+    """path -> uint8 (channels, image_size, image_size), by the steps in this module's docstring.
 
     Raises:
-        ValueError: the file cannot be read, or is smaller than image_size; in one line with the remedy.
+        ValueError: the file cannot be read, or is smaller than image_size; one line with a remedy.
     """
 
     image_size: int
     channels: int
 
     def check(self, path: Path) -> None:
-        """Look at the header only: readable, and large enough."""
+        """Check from the header only that the file is readable and large enough."""
         try:
             with _open(path) as image:
                 _check_white(image)

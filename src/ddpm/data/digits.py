@@ -14,7 +14,7 @@ class Digits(Source):
     The split is fixed: 1437 training and 360 test images, drawn once without stratification.
 
     Args:
-        flip: mirror training images at random; a mirrored digit is seldom a digit.
+        flip: mirror training images at random; a mirrored digit is rarely a digit.
     """
 
     shape = (1, 8, 8)

@@ -7,7 +7,7 @@ from torchvision import datasets
 from ddpm.data.idx import IDXSource
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
-"""Where Debian's package dataset-fashion-mnist puts the files."""
+"""The folder of Debian's package dataset-fashion-mnist."""
 
 
 class FashionMNIST(IDXSource):

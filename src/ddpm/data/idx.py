@@ -1,4 +1,4 @@
-"""Sets of IDX files (LeCun et al. 1998): two of images and two of labels, plain or gzipped."""
+"""Data sets in IDX files (LeCun et al. 1998): two of images and two of labels, plain or gzipped."""
 
 import gzip
 import math
@@ -12,10 +12,10 @@ from ddpm.data.torchvision_source import TorchvisionSource
 
 
 def read_idx(path: Path) -> Tensor:
-    """An IDX file of bytes: two zeros, type 8, rank d, then d big-endian sizes, then the data.
+    """Read an IDX file of bytes: two zeros, type 8, rank d, then d big-endian sizes, then the data.
 
     Raises:
-        ValueError: what is wrong with it.
+        ValueError: the file is not a complete IDX file of bytes.
     """
     content = path.read_bytes()
     if path.suffix == ".gz" and content:
@@ -24,20 +24,20 @@ def read_idx(path: Path) -> Tensor:
         except (OSError, EOFError, zlib.error) as error:
             raise ValueError(str(error)) from None
     if len(content) < 4 or content[:3] != b"\0\0\x08":
-        raise ValueError("it is no IDX file of bytes" if content else "it is empty")
+        raise ValueError("it is not an IDX file of bytes" if content else "it is empty")
     rank = content[3]
     sizes = [int.from_bytes(content[4 + 4 * i : 8 + 4 * i]) for i in range(rank)]
     data = bytearray(content[4 + 4 * rank :])
     if not data or len(data) != math.prod(sizes):
-        raise ValueError(f"it holds {len(data)} bytes of {' x '.join(map(str, sizes))}")
+        raise ValueError(f"it holds {len(data)} bytes instead of {' x '.join(map(str, sizes))}")
     return torch.frombuffer(data, dtype=torch.uint8).view(sizes)
 
 
 class IDXSource(TorchvisionSource):
-    """Sets in torchvision's layout of MNIST, the files plain or gzipped."""
+    """A data set in torchvision's MNIST layout, with plain or gzipped files."""
 
     def _places(self) -> list[tuple[Path, str]]:
-        """Folders to look in, in turn, each with the remedy for a file that is damaged there."""
+        """Folders to search in order, each with the remedy for a damaged file there."""
         return [(self.root / self.dataset.__name__ / "raw", f"remove it, and {self._remedy()}")]
 
     def _read(self, split: str) -> tuple[Tensor, Tensor] | None:
@@ -62,10 +62,10 @@ class IDXSource(TorchvisionSource):
         return found[0], found[1]
 
     def _check(self, pixels: Tensor, labels: Tensor | None = None) -> None:
-        """Refuse what does not fit; the file that was read last is the one to blame."""
+        """Reject arrays that do not fit the data set; the error is about the file read last."""
         if pixels.shape[1:] != self.shape[1:]:
-            raise ValueError(f"its images are {tuple(pixels.shape[1:])}, not {self.shape[1:]}")
+            raise ValueError(f"its images have shape {tuple(pixels.shape[1:])}, not {self.shape[1:]}")
         if labels is not None and labels.shape != pixels.shape[:1]:
-            raise ValueError(f"its labels are {tuple(labels.shape)}, for {len(pixels)} images")
+            raise ValueError(f"its labels have shape {tuple(labels.shape)}, for {len(pixels)} images")
         if labels is not None and labels.max() >= len(self.classes):
-            raise ValueError(f"it holds label {int(labels.max())}, beyond the {len(self.classes)} classes")
+            raise ValueError(f"it holds label {int(labels.max())}, but there are {len(self.classes)} classes")

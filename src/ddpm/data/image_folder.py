@@ -1,4 +1,4 @@
-"""Any folder of images: of any mode and size, with or without class subfolders, with or without a split."""
+"""Any folder of images of any mode and size, with or without class subfolders or a split."""
 
 import hashlib
 import os
@@ -20,37 +20,37 @@ from ddpm.support.text import natural, printable
 _T = TypeVar("_T")
 
 TEST_NAMES = ("test", "val", "valid", "validation")
-"""What the folder of the test split is called, beside train; the first that is there is taken."""
+"""Names of the test split's folder, next to train; the first one found is used."""
 
 
 def _in_test(name: str, fraction: float) -> bool:
-    """Whether the file of this relative name is a test image: a hash of the name decides."""
+    """Whether a file is a test image, decided by a hash of its relative name."""
     return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:8]) < fraction * 2**64
 
 
 def _each(function: Callable[[Path], _T], files: Sequence[Path], what: str) -> Iterator[_T]:
-    """function of every file, in order, by threads, with a progress bar."""
+    """Apply a function to every file in threads; results come in order, with a progress bar."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         yield from tqdm(pool.map(function, files), what, len(files), unit="image", leave=False)
 
 
 class ImageFolder(Source):
-    """Images below root, cut to squares and resized (the rule is in ddpm.data.decode).
+    """Images below root, cropped to squares and resized as described in ddpm.data.decode.
 
-    If root holds the folders train and test, these are the splits, and all else in root is left out; test may be called
-    val, valid or validation too, and upper case does not matter. Otherwise a file belongs to the test split if a hash
-    of its name relative to root says so: adding files moves no other file. Subfolders (of each split) are classes, in
-    the natural order of their names (2 before 10), unless an image lies directly beside them; then there are no classes
-    and every label is 0. Links are followed.
+    If root holds the folders train and test, these are the splits, and everything else in root is left out. The test
+    folder may also be called val, valid or validation; case does not matter. Otherwise a hash of each file's name
+    relative to root decides its split, so adding files moves no other file. Subfolders (of each split) are classes, in
+    the natural order of their names (2 before 10). If any image is next to them, there are no classes and every label
+    is 0. Links are followed.
 
     Args:
-        root: the folder.
-        image_size: H = W of the result, pixels.
+        root: the folder of images.
+        image_size: H = W of the result, in pixels.
         channels: 1 (grey) or 3 (colour).
         flip: mirror training images at random.
-        test_fraction: expected part of the images in the test split, in (0, 1); not used with train and test.
-        memory_gb: both splits are decoded into memory once if they take at most this many 10^9 bytes;
-            otherwise every batch is decoded from its files.
+        test_fraction: expected fraction of test images, in (0, 1); unused with folders train and test.
+        memory_gb: decode both splits into memory once if they take at most this many 10^9 bytes; otherwise decode
+            every batch from its files.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class ImageFolder(Source):
         if not 0 < test_fraction < 1:
             raise ValueError(f"test_fraction must be in (0, 1), got {test_fraction}; 0.1 is usual")
         if memory_gb < 0:
-            raise ValueError(f"memory_gb must be at least 0, got {memory_gb}; 0 decodes every batch anew")
+            raise ValueError(f"memory_gb must be at least 0, got {memory_gb}; 0 decodes every batch from its files")
         self.root = Path(root).expanduser()
         self.shape = (channels, image_size, image_size)
         self.test_fraction = test_fraction
@@ -78,7 +78,7 @@ class ImageFolder(Source):
 
     @cached_property
     def _folders(self) -> dict[str, str]:
-        """Split -> its folder in root; empty if the files themselves are split."""
+        """Split -> its folder in root; empty if root has no folders for the splits."""
         if not self.root.is_dir():
             raise ValueError(f"there is no folder {printable(self.root)}; set root to the folder that holds the images")
         named = {path.name.lower(): path.name for path in sorted(self.root.iterdir()) if path.is_dir()}
@@ -87,7 +87,7 @@ class ImageFolder(Source):
 
     @cached_property
     def _found(self) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-        """Split -> its files, and kind -> what is left out, both by their names relative to root."""
+        """Split -> its files, and kind -> what is left out, both as names relative to root."""
         files: dict[str, list[str]] = {}
         left_out: dict[str, list[str]] = {}
         for split, top in (self._folders or {"all": ""}).items():
@@ -95,7 +95,7 @@ class ImageFolder(Source):
             for kind, names in left.items():
                 left_out.setdefault(kind, []).extend(str(PurePosixPath(top, name)) for name in names)
             if not files[split]:
-                there = f"; what is there: {account(left)}" if left else ""
+                there = f"; found only {account(left)}" if left else ""
                 raise ValueError(
                     f"there are no images in {printable(self.root / top)}; put {' '.join(SUFFIXES)} files there{there}"
                 )
@@ -103,7 +103,7 @@ class ImageFolder(Source):
             files = {split: [f"{self._folders[split]}/{name}" for name in names] for split, names in files.items()}
             beside = {path.name for path in self.root.iterdir()} - {*self._folders.values()}
             if beside:
-                left_out["beside the splits"] = sorted(beside)
+                left_out["outside the splits"] = sorted(beside)
             return files, left_out
         files = {
             split: [name for name in files["all"] if _in_test(name, self.test_fraction) == (split == "test")]
@@ -113,32 +113,32 @@ class ImageFolder(Source):
             if not chosen:
                 raise ValueError(
                     f"test_fraction={self.test_fraction} leaves no {split} image in {printable(self.root)};"
-                    " add images, change test_fraction, or make the folders train and test"
+                    " add images, change test_fraction, or create the folders train and test"
                 )
         return files, left_out
 
     def _class_of(self, name: str) -> str | None:
-        """The first folder below root (or below that of the split); None if the file lies directly there."""
+        """The first folder below root (or the split's folder); None if the file is directly in it."""
         folders = name.split("/")[1 if self._folders else 0 : -1]
         return folders[0] if folders else None
 
     @cached_property
     def _numbers(self) -> dict[str, int]:
-        """Class folder -> its label; empty if an image lies beside them."""
+        """Class folder -> its label; empty if an image is next to them."""
         names = {self._class_of(name) for files in self._found[0].values() for name in files}
         return {} if None in names else {name: i for i, name in enumerate(sorted(filter(None, names), key=natural))}
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the class folders, in natural order; empty if an image lies beside them."""
+        """Names of the class folders, in natural order; empty if an image is next to them."""
         for name in self._numbers:
             if "${" in name:
-                raise ValueError(f"rename the class folder {printable(name)}: ${{ would stand for a value")
+                raise ValueError(f"rename the class folder {printable(name)}: ${{ starts an interpolation")
         return tuple(map(printable, self._numbers))
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Which folders are the splits, what was left out, and an image that leaves no classes."""
+        """Which folders are the splits, what was left out, and why there are no classes."""
         files, left_out = self._found
         names = [name for split in files.values() for name in split]
         beside = [name for name in names if self._class_of(name) is None]
@@ -149,12 +149,12 @@ class ImageFolder(Source):
         if left_out:
             notes.append(f"left out: {account(left_out)}")
         if 0 < len(beside) < len(names):
-            beside_classes = account({"images beside the folders": beside})
+            beside_classes = account({"images next to the folders": beside})
             notes.append(f"there are no classes, because of {beside_classes}")
         return tuple(notes)
 
     def load(self, split: str) -> Images:
-        """InMemory if both splits fit into memory_gb, else OnDisk; ValueError names a file that is unfit."""
+        """The split, InMemory if both splits fit into memory_gb, else OnDisk; ValueError names an unusable file."""
         check_split(split)
         names = self._found[0][split]
         labels = torch.tensor([self._numbers.get(self._class_of(name) or "", 0) for name in names])

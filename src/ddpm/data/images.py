@@ -1,4 +1,4 @@
-"""The images of one split: held in memory, or decoded from files when asked for."""
+"""The images of one split, held in memory or decoded from files on demand."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Images(Protocol):
-    """What a source yields: N images of one shape with N labels."""
+    """What a source loads: N images of one shape with N labels."""
 
     labels: Tensor
     """Class of each image, int64, shape (N,); zeros when the source has no classes."""
@@ -24,27 +24,25 @@ class Images(Protocol):
         ...
 
     def digest(self) -> str:
-        """64 hexadecimal digits that change when the content does: a key for caches."""
+        """64 hexadecimal digits that change with the content: a cache key."""
         ...
 
 
 def fingerprint(images: Images) -> dict[str, Any]:
-    """What a checkpoint keeps of images, by which others are compared with them."""
+    """The record of images that a checkpoint stores, to compare other images with."""
     return {"n": len(images), "of": type(images).__name__, "sha256": images.digest()}
 
 
 def same(before: Any, here: Any) -> bool | None:
-    """Whether two fingerprints are of the same images; None if that cannot be told: one is missing, or one is of pixels
-    in memory and the other of files.
-    """
+    """Whether two fingerprints match; None if one is missing, or one is of pixels and the other of files."""
     if before and before["n"] == here["n"] and before["of"] != here["of"]:
         return None
     return bool(before == here) if before else None
 
 
 def not_compared(split: str) -> str:
-    """Said where `same` is None."""
-    return f"the checkpoint keeps no digest of its {split} images to compare those here with"
+    """The message for when `same` returns None."""
+    return f"the checkpoint has no digest of its {split} images to compare these with"
 
 
 def _as_labels(labels: Tensor, n: int) -> Tensor:
@@ -83,11 +81,11 @@ class InMemory:
 
 
 class OnDisk:
-    """Images decoded from their files at every call, for folders larger than memory.
+    """Images decoded from their files on every call, for folders larger than memory.
 
     Args:
         root: the folder that the names are relative to.
-        names: of N files.
+        names: names of N files.
         labels: integers, shape (N,).
         decode: path -> uint8 (C, H, W); its repr must state every setting, for the digest.
     """
@@ -107,7 +105,7 @@ class OnDisk:
         return torch.stack([self._decode(self._root / self._names[i]) for i in chosen])
 
     def digest(self) -> str:
-        """SHA-256 of the settings, the labels, and each file's name below root, size and time of change."""
+        """SHA-256 of the settings, the labels, and each file's name below root, size and modification time."""
         content = hashlib.sha256(repr(self._decode).encode())
         content.update(self.labels.numpy().tobytes())
         for name in self._names:

@@ -10,7 +10,7 @@ class MNIST(IDXSource):
 
     Args:
         root: the folder that holds MNIST/raw.
-        flip: mirror training images at random; a mirrored digit is seldom a digit.
+        flip: mirror training images at random; a mirrored digit is rarely a digit.
     """
 
     shape = (1, 28, 28)

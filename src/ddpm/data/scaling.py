@@ -1,7 +1,7 @@
-"""Integers to real numbers and back, without losing a level.
+"""Conversion between grey levels and real numbers, without losing a level.
 
 Pixels are grey levels 0..K-1 (uint8); the network sees x = 2 p / (K-1) - 1 in [-1, 1]
-(Ho et al. 2020, Section 3.3, where K = 256). The way back rounds: truncation would shift levels.
+(Ho et al. 2020, Section 3.3, where K = 256). The inverse rounds; truncation would shift levels.
 """
 
 import torch
@@ -11,7 +11,7 @@ from ddpm.support.finite import finite
 
 
 def check_levels(levels: int) -> None:
-    """Raises ValueError unless K fits in one byte and spans an interval."""
+    """Raise ValueError unless K is in 2..256."""
     if not 2 <= levels <= 256:
         raise ValueError(f"levels must be in 2..256, got {levels}; 8-bit images have 256")
 
@@ -25,24 +25,24 @@ def to_unit(pixels: Tensor, levels: int) -> Tensor:
     Returns:
         float32 in [-1, 1], the shape of pixels.
     Raises:
-        TypeError: pixels are not uint8 (for instance scaled already).
+        TypeError: pixels are not uint8 (for instance already scaled).
     """
     check_levels(levels)
     if pixels.dtype != torch.uint8:
-        raise TypeError(f"pixels must be uint8 grey levels, got {pixels.dtype}; scale them once only")
+        raise TypeError(f"pixels must be uint8 grey levels, got {pixels.dtype}; scale them only once")
     return 2 * pixels.float() / (levels - 1) - 1  # in this order both ends are exact
 
 
 def to_pixels(x: Tensor, levels: int) -> Tensor:
-    """The level nearest to x, round((x + 1) (K-1) / 2), after clamping x to [-1, 1].
+    """The grey level nearest to x, round((x + 1) (K-1) / 2), after clamping x to [-1, 1].
 
     Args:
-        x: real numbers, any shape; values outside [-1, 1] take the nearest end.
+        x: real numbers, any shape; values outside [-1, 1] are clamped.
         levels: K in 2..256.
     Returns:
         uint8 levels 0..K-1, the shape of x.
     Raises:
-        ValueError: x holds NaN or infinity, of which no level is the nearest.
+        ValueError: x holds NaN or infinity.
     """
     check_levels(levels)
     finite(x, "images")
@@ -51,7 +51,7 @@ def to_pixels(x: Tensor, levels: int) -> Tensor:
 
 
 def as_uint8(pixels: Tensor, levels: int) -> Tensor:
-    """Levels 0..K-1 stretched to 0..255, round(255 p / (K-1)); the identity for K = 256.
+    """Grey levels 0..K-1 rescaled to 0..255, round(255 p / (K-1)); the identity for K = 256.
 
     Args:
         pixels: uint8 levels 0..K-1, any shape.

@@ -1,4 +1,4 @@
-"""Where images come from. A new source is one class here and one file in conf/data/."""
+"""Sources of images. A new source is one class here and one file in conf/data/."""
 
 from abc import ABC, abstractmethod
 
@@ -30,11 +30,11 @@ class Source(ABC):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """How the data were understood, where that may surprise; lines to show."""
+        """Lines to show about how the data were interpreted, where that may surprise."""
         return ()
 
     def prepare(self) -> None:  # noqa: B027 (most sources have nothing to fetch)
-        """Fetch what load needs. One process calls this before all of them load."""
+        """Fetch what load needs. One process calls this before all processes load."""
 
     @abstractmethod
     def load(self, split: str) -> Images:
@@ -42,6 +42,6 @@ class Source(ABC):
 
 
 def check_split(split: str) -> None:
-    """Raises ValueError for a split that is neither "train" nor "test"."""
+    """Raise ValueError for a split other than "train" and "test"."""
     if split not in ("train", "test"):
         raise ValueError(f'split must be "train" or "test", got {split!r}')

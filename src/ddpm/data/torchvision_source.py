@@ -1,4 +1,4 @@
-"""What the sets that torchvision knows have in common: find the files, or download them, or say how to."""
+"""Base of torchvision's data sets: find the files, download them, or say how to get them."""
 
 import contextlib
 import socket
@@ -15,7 +15,7 @@ from ddpm.data.source import Source, check_split
 
 @contextlib.contextmanager
 def _short_timeout(seconds: float) -> Iterator[None]:
-    # torchvision opens its addresses without a timeout; a firewall that drops packets would hang it
+    # torchvision sets no timeout; a firewall that drops packets would hang it
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:
@@ -25,10 +25,10 @@ def _short_timeout(seconds: float) -> Iterator[None]:
 
 
 class TorchvisionSource(Source):
-    """A set in torchvision's own layout under root, downloaded there when it is missing.
+    """A data set in torchvision's layout under root, downloaded if it is missing.
 
     Args:
-        root: the folder that holds (or will hold) the set.
+        root: the folder that holds (or will hold) the data set.
         flip: mirror training images at random.
     """
 
@@ -45,7 +45,7 @@ class TorchvisionSource(Source):
         self.root = Path(root).expanduser()
 
     def prepare(self) -> None:
-        """Download both splits if they are missing or damaged; ValueError with the remedies when they cannot be had."""
+        """Download both splits if they are missing or damaged; ValueError with remedies if that fails."""
         found = self._found("test")
         failure = None if isinstance(found, tuple) else self._download()
         if failure is not None and isinstance(found, ValueError):
@@ -54,11 +54,11 @@ class TorchvisionSource(Source):
             cause = " ".join(str(failure).split())
             raise ValueError(
                 f"{self._missing()} and could not be downloaded; {self._remedy()},"
-                f" or run once with a network to download it (the download said: {cause})"
+                f" or run once with network access to download it (the download failed: {cause})"
             )
 
     def load(self, split: str) -> InMemory:
-        """All images of the split in memory; ValueError with the remedies when they are not there, or damaged."""
+        """All images of the split in memory; ValueError with remedies if files are missing or damaged."""
         check_split(split)
         found = self._found(split)
         if found is None:
@@ -75,7 +75,7 @@ class TorchvisionSource(Source):
         return self.remedy.format(root=self.root)
 
     def _download(self) -> Exception | None:
-        """Why it failed, if it did: torchvision raises errors of all kinds at files that it cannot read."""
+        """The error if the download failed; torchvision raises errors of all kinds for files that it cannot read."""
         try:
             with _short_timeout(15):
                 self.dataset(str(self.root), train=False, download=True)
@@ -84,7 +84,7 @@ class TorchvisionSource(Source):
         return None
 
     def _found(self, split: str) -> tuple[Tensor, Tensor] | ValueError | None:
-        """Images and labels; or which file is damaged, and the remedy; or None where a file is missing."""
+        """Images and labels; an error naming a damaged file and the remedy; or None if a file is missing."""
         try:
             return self._read(split)
         except ValueError as error:
@@ -92,8 +92,8 @@ class TorchvisionSource(Source):
 
     @abstractmethod
     def _read(self, split: str) -> tuple[Tensor, Tensor] | None:
-        """uint8 images, (N, C, H, W) or (N, H, W), and labels, (N,); None where a file is missing.
+        """uint8 images, (N, C, H, W) or (N, H, W), and labels, (N,); None if a file is missing.
 
         Raises:
-            ValueError: naming the file that is damaged, and the remedy.
+            ValueError: a file is damaged; names it and the remedy.
         """

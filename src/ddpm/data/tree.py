@@ -1,4 +1,4 @@
-"""The image files below a folder, and what was left out."""
+"""Find the image files below a folder."""
 
 import os
 from collections import defaultdict, deque
@@ -12,15 +12,15 @@ MOST_KINDS = 6
 
 
 def images_below(folder: Path) -> tuple[list[str], dict[str, list[str]]]:
-    """Image files below a folder, links followed.
+    """Image files below a folder, following links.
 
-    Each folder is read once, by its own name where a link leads there too, so that loops end and no image comes twice.
+    Each folder is read once, under its own name if a link also leads there, so loops end and no image appears twice.
     Names that begin with a dot are left out.
 
     Args:
-        folder: where to look.
+        folder: the folder to search.
     Returns:
-        The files, sorted, and what was left out: kind -> names; all relative to the folder.
+        The sorted files, and what was left out (kind -> names); all names are relative to the folder.
     """
     files: list[str] = []
     left_out: dict[str, list[str]] = defaultdict(list)
@@ -35,7 +35,7 @@ def images_below(folder: Path) -> tuple[list[str], dict[str, list[str]]]:
             left_out["folders that cannot be read"].append(below)
             continue
         if (status.st_dev, status.st_ino) in seen:
-            left_out["links to folders that are read already"].append(below)
+            left_out["links to folders already read"].append(below)
             continue
         seen.add((status.st_dev, status.st_ino))
         for entry in entries:
@@ -48,16 +48,16 @@ def images_below(folder: Path) -> tuple[list[str], dict[str, list[str]]]:
             elif entry.is_dir(follow_symlinks=False):
                 folders.append(name)
             elif suffix not in SUFFIXES:
-                left_out[suffix or "without an ending"].append(name)
+                left_out[suffix or "without an extension"].append(name)
             elif not os.path.isfile(entry) if entry.is_symlink() else not entry.is_file():
-                left_out["broken links" if entry.is_symlink() else "no regular files"].append(name)
+                left_out["broken links" if entry.is_symlink() else "special files"].append(name)
             else:
                 files.append(name)
     return sorted(files), dict(left_out)
 
 
 def account(left_out: Mapping[str, Sequence[str]]) -> str:
-    """How many of which kind, each with an example, in one line; the kinds with the most first."""
+    """One line with the count of each kind and an example, the largest kinds first."""
     kinds = sorted(left_out.items(), key=lambda item: (-len(item[1]), item[0]))
     parts = [f"{len(names):,} {printable(kind)} (such as {printable(names[0])})" for kind, names in kinds[:MOST_KINDS]]
     rest = sum(len(names) for _, names in kinds[MOST_KINDS:])

@@ -12,13 +12,13 @@ from ddpm.support.finite import finite
 
 
 class Gathered(Metric):
-    """Named values of images, each known by its index.
+    """Named values per image, gathered by image index.
 
-    `compute` orders by index and keeps one of each, so neither the number of processes, nor the batch size, nor the
-    order, nor the padding of a distributed sampler shows. Every process must have been given at least one image.
+    `compute` sorts by index and drops duplicates, so the result does not depend on the number of processes, the batch
+    size, the order, or the padding of a distributed sampler. Every process must receive at least one image.
 
     Args:
-        names: of the values.
+        names: names of the values.
     """
 
     full_state_update = False
@@ -31,23 +31,23 @@ class Gathered(Metric):
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def update(self, values: Mapping[str, Tensor], index: Tensor) -> None:
-        """Add a batch: each of the named values, shape (B, ...), all finite, and the images' indices, int64 (B,)."""
+        """Add a batch: finite values of shape (B, ...) for each name, and the image indices, int64 (B,)."""
         for name in self.names:
             if len(values[name]) != len(index):
                 raise ValueError(
-                    f"{len(values[name])} values of {name} came with {len(index)} indices; give one for each"
+                    f"got {len(values[name])} values of {name} for {len(index)} indices; give one value per index"
                 )
             getattr(self, name).append(finite(values[name], name).to(self.device))
             self.shapes[name] = values[name].shape[1:]
         self.index.append(index.to(self.device))  # type: ignore[operator, union-attr]
 
     def _wrap_compute(self, compute: Callable[[], dict[str, Tensor]]) -> Callable[[], dict[str, Tensor]]:
-        """torchmetrics' own, which makes a scalar of a tensor of one number; here the shapes are kept."""
+        """Keep the shapes; torchmetrics' own version turns one-element tensors into scalars."""
         wrapped = super()._wrap_compute(compute)
         return lambda: {name: value.reshape(-1, *self.shapes[name]) for name, value in wrapped().items()}
 
     def compute(self) -> dict[str, Tensor]:
-        """Each of the named values, shape (N, ...), of the N distinct indices in their order."""
+        """Each of the named values, shape (N, ...), for the N distinct indices in increasing order."""
         index = dim_zero_cat(self.index)  # type: ignore[arg-type]
         order = index.argsort(stable=True)
         index = index[order]

@@ -1,13 +1,13 @@
-"""Where the Python processes that are started from here look for modules."""
+"""The module search path of child Python processes."""
 
 import os
 import sys
 
 
 def hand_down() -> None:
-    """Let them look where this process does: in the folder of the script, in PYTHONPATH, and in what is installed.
+    """Give child processes this one's search path: the script's folder, PYTHONPATH and installed packages.
 
-    By itself one that is started with -c or -m, as workers and a launcher's jobs are, looks into the current folder
+    By default, a process started with -c or -m, such as a worker or a launcher's job, searches the current folder
     first, which may have been downloaded.
     """
     os.environ["PYTHONSAFEPATH"] = "1"

@@ -1,4 +1,4 @@
-"""Several processes at one job: what they are to one another, and what they share."""
+"""The processes of a job: their ranks and collective operations."""
 
 import os
 import re
@@ -15,21 +15,21 @@ from ddpm.parallel.share import Share
 LOST = re.compile(
     "(?i)connection (was likely )?(closed|reset)|broken pipe|socket (unexpectedly )?closed|remote process exit"
 )
-"""What gloo, NCCL and the store say when another process has ended."""
+"""Errors of gloo, NCCL and the store after another process has ended."""
 
 
 def share() -> Share:
-    """This process among all."""
+    """This process's rank and the world size."""
     return Share(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else Share()
 
 
 def local_rank() -> int:
-    """The place of this process on its machine, which is that of its device."""
+    """The rank of this process on its machine, which selects its device."""
     return int(os.environ["LOCAL_RANK"]) if dist.is_initialized() else 0
 
 
 def agreed(value: Any) -> Any:
-    """The leader's value, on every process."""
+    """The leader's value, broadcast to every process."""
     if not dist.is_initialized():
         return value
     box = [value]
@@ -38,17 +38,17 @@ def agreed(value: Any) -> Any:
 
 
 def most(value: int) -> int:
-    """The largest value of all processes, on every process."""
+    """The maximum over all processes, on every process."""
     return int(_reduced(torch.tensor(value), dist.ReduceOp.MAX))
 
 
 def least(values: Tensor) -> Tensor:
-    """The smallest of each value over all processes, on every process's CPU."""
+    """The elementwise minimum over all processes, on every process's CPU."""
     return _reduced(values, dist.ReduceOp.MIN)
 
 
 def summed(values: Tensor) -> Tensor:
-    """The sum of each value over all processes, on every process's CPU."""
+    """The elementwise sum over all processes, on every process's CPU."""
     return _reduced(values, dist.ReduceOp.SUM)
 
 
@@ -65,10 +65,10 @@ class Lost(ConnectionError):
 
 @contextmanager
 def losses() -> Iterator[None]:
-    """While processes work together: that another one has ended is an error of one line.
+    """Report the end of another process as a one-line error.
 
     Raises:
-        Lost: in place of what the library for communication says.
+        Lost: in place of the communication library's error.
     """
     try:
         yield

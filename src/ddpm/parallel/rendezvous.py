@@ -1,8 +1,8 @@
-"""How the processes of a job find one another, and connect.
+"""How the processes of a job find one another and connect.
 
-Each writes its rank into a store that all of them reach; when all ranks are there, they connect: gloo on the CPU, NCCL
-between GPUs. torchrun and Slurm name a store on the network. Processes of one machine that the first has started share
-a file that no other user can read.
+Each process writes its rank into a store that all can reach. Once all ranks are there, they connect: with gloo on the
+CPU, with NCCL between GPUs. torchrun and Slurm give the address of a store on the network. Processes that the first
+one starts on its own machine share a file that no other user can read.
 """
 
 import hmac
@@ -24,17 +24,17 @@ from ddpm.parallel.processes import Lost, share
 from ddpm.parallel.share import Share
 
 LIMIT = 300.0
-"""Seconds in which processes that were started separately must have met."""
+"""Seconds within which separately started processes must find one another."""
 WORK = timedelta(hours=6)
-"""How long the others wait for what one process does alone."""
+"""How long the other processes wait while one works alone."""
 SECRET = "secret"
-"""The key of the store under which processes of one machine find what they prove themselves by."""
+"""Store key of the secret by which processes of one machine authenticate one another."""
 VARIABLES = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""What torchrun sets beside WORLD_SIZE."""
+"""The variables that torchrun sets besides WORLD_SIZE."""
 
 
 class Place(NamedTuple):
-    """One of `world` processes, and where they meet."""
+    """A process's rank, the world size, and the address of the store."""
 
     rank: int
     world: int
@@ -43,18 +43,18 @@ class Place(NamedTuple):
 
 
 def place(environment: Mapping[str, str]) -> Place | None:
-    """What torchrun's variables say of this process; None if it is the only one.
+    """This process's place according to torchrun's variables; None if it is the only process.
 
     Raises:
-        ValueError: naming the variable that is missing or that cannot be right.
+        ValueError: a variable is missing or invalid.
     """
     if "WORLD_SIZE" not in environment or (world := _number(environment, "WORLD_SIZE", 1)) == 1:
         return None
     missing = [name for name in VARIABLES if not environment.get(name)]
     if missing:
         raise ValueError(
-            f"WORLD_SIZE={world}, but {', '.join(missing)} is not set; start the processes by torchrun or Slurm, "
-            "or unset WORLD_SIZE to run one alone"
+            f"WORLD_SIZE={world}, but {', '.join(missing)} is not set; start the processes with torchrun or Slurm, "
+            "or unset WORLD_SIZE to run a single process"
         )
     _number(environment, "LOCAL_RANK", 0, _number(environment, "LOCAL_WORLD_SIZE", 1, world) - 1)
     rank, port = _number(environment, "RANK", 0, world - 1), _number(environment, "MASTER_PORT", 1, 2**16 - 1)
@@ -66,20 +66,18 @@ def _number(environment: Mapping[str, str], name: str, least: int, most: int | N
     value = int(text) if text.isascii() and text.isdecimal() else -1
     if value < least or (most is not None and value > most):
         allowed = f"at least {least}" if most is None else f"from {least} to {most}"
-        raise ValueError(
-            f"{name} must be a whole number {allowed}, got {text!r}; torchrun and Slurm set it, do not set it yourself"
-        )
+        raise ValueError(f"{name} must be an integer {allowed}, got {text!r}; leave it to torchrun or Slurm")
     return value
 
 
 def join() -> Share:
-    """Connect the processes that torchrun or Slurm has started, if there are several, once; this one's place.
+    """Connect processes started by torchrun or Slurm, if there are several, once; returns this process's share.
 
-    A job that a launcher of Hydra's starts comes here on each of its tasks, without `commands.followers.start`.
+    The tasks of a job started by a Hydra launcher call this without `commands.followers.start`.
 
     Raises:
-        ValueError: the variables of the environment cannot be right.
-        Lost: the others were not there in time.
+        ValueError: an environment variable is missing or invalid.
+        Lost: the other processes did not connect in time.
     """
     if dist.is_initialized():
         return share()
@@ -101,8 +99,8 @@ def join() -> Share:
             if time.monotonic() > until:
                 absent = ", ".join(str(rank) for rank in range(at.world) if not store.check([_key(rank)]))
                 raise Lost(
-                    f"process {at.rank} waited {LIMIT:.0f} s for RANK {absent} of WORLD_SIZE={at.world} to come to "
-                    f"MASTER_ADDR={at.address} MASTER_PORT={at.port}; check that all were started, with the same "
+                    f"process {at.rank} waited {LIMIT:.0f} s for RANK {absent} of WORLD_SIZE={at.world} to reach "
+                    f"MASTER_ADDR={at.address} MASTER_PORT={at.port}; check that all were started with the same "
                     "address and port"
                 )
 
@@ -111,18 +109,19 @@ def join() -> Share:
 
 
 def started_together() -> bool:
-    """Whether torchrun or Slurm has started this process, and its companions with it."""
+    """Whether torchrun or Slurm started this process together with others."""
     return "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
 
 
 def _store(at: Place, until: float) -> Store:
-    """That of torchrun, or else of the first process, which every network interface of its machine can reach."""
+    """The store of torchrun, or else of rank 0, which listens on every network interface of its machine."""
     if at.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         try:
             store = TCPStore("127.0.0.1", at.port, is_master=True, wait_for_workers=False)
         except RuntimeError as error:
             raise ValueError(
-                f"MASTER_PORT={at.port} is in use, by a second process of RANK=0 or by another program; choose another"
+                f"MASTER_PORT={at.port} is in use by another process with RANK=0 or another program; "
+                "choose another port"
             ) from error
     else:
         while True:  # the store itself would print a stack trace at each attempt
@@ -132,12 +131,12 @@ def _store(at: Place, until: float) -> Store:
             except OSError as error:
                 if time.monotonic() > until:
                     raise Lost(
-                        f"process {at.rank} waited {LIMIT:.0f} s for RANK 0 to be reached at MASTER_ADDR={at.address} "
-                        f"MASTER_PORT={at.port} ({error}); check that it was started, and the address"
+                        f"process {at.rank} could not reach RANK 0 at MASTER_ADDR={at.address} MASTER_PORT={at.port} "
+                        f"within {LIMIT:.0f} s ({error}); check the address, and that RANK 0 was started"
                     ) from error
                 time.sleep(0.2)
-        wrong = f"what is at MASTER_ADDR={at.address} MASTER_PORT={at.port} does not answer as RANK 0 does; check both"
-        timer = threading.Timer(LIMIT, _stop, [wrong])  # the store waits for ever for an answer
+        wrong = f"the program at MASTER_ADDR={at.address} MASTER_PORT={at.port} does not answer like RANK 0; check both"
+        timer = threading.Timer(LIMIT, _stop, [wrong])  # the store would wait forever for an answer
         timer.start()
         try:
             store = TCPStore(at.address, at.port, is_master=False, timeout=timedelta(seconds=LIMIT))
@@ -158,25 +157,25 @@ def _key(rank: int) -> str:
 
 
 def connect(store: Store, rank: int, world: int, waiting: Callable[[], None]) -> None:
-    """Connect with all others that come to the store; those with a secret there make sure who they are.
+    """Connect all processes that register in the store; if it holds a secret, they authenticate one another.
 
     Args:
-        store: what all processes read and write.
-        rank: of this process.
-        world: how many there are.
-        waiting: called again and again while some have not come; raises to give up.
+        store: the store that all processes share.
+        rank: rank of this process.
+        world: number of processes.
+        waiting: called repeatedly while processes are missing; raises to give up.
 
     Raises:
-        ValueError: another process has the same rank, or counts others.
+        ValueError: another process has the same rank or a different world size.
         Lost: the store or another process cannot be reached.
-        ConnectionError: what has connected in place of another process does not know the secret.
+        ConnectionError: a program that does not know the secret connected in place of a process.
     """
     try:
         if store.add(_key(rank), 1) > 1:
-            raise ValueError(f"two processes have RANK={rank}; give each of WORLD_SIZE={world} a rank of its own")
+            raise ValueError(f"two processes have RANK={rank}; give each of WORLD_SIZE={world} processes its own")
         others = store.compare_set("world", "", str(world)).decode()
         if others != str(world):
-            raise ValueError(f"process {rank} has WORLD_SIZE={world}, another one {others}; give all the same")
+            raise ValueError(f"process {rank} has WORLD_SIZE={world}, another one {others}; use the same for all")
         while not store.check([_key(each) for each in range(world)]):
             waiting()
             time.sleep(0.05)
@@ -187,7 +186,7 @@ def connect(store: Store, rank: int, world: int, waiting: Callable[[], None]) ->
         if store.check([SECRET]):
             _prove(store.get(SECRET), rank, world)
     except RuntimeError as error:
-        raise Lost(f"process {rank} cannot connect with the others: {str(error).splitlines()[0]}") from error
+        raise Lost(f"process {rank} cannot connect to the others: {str(error).splitlines()[0]}") from error
     store.set_timeout(WORK)
     group = dist.distributed_c10d._get_default_group()
     for device in group._device_types:
@@ -195,10 +194,10 @@ def connect(store: Store, rank: int, world: int, waiting: Callable[[], None]) ->
 
 
 def _prove(secret: bytes, rank: int, world: int) -> None:
-    """Make sure that whoever is at the other end of each connection knows the secret.
+    """Check that the other end of each connection knows the secret.
 
-    gloo takes the first who connects to its port for the process that it expects. What one process sends to another
-    proves nothing elsewhere.
+    gloo accepts the first program that connects to its port as the expected process. A proof is valid only from its
+    sender to its receiver.
     """
 
     def proof(sender: int, receiver: int) -> Tensor:
@@ -212,6 +211,6 @@ def _prove(secret: bytes, rank: int, world: int) -> None:
         found = torch.empty_like(expected)
         dist.recv(found, other)
         if not hmac.compare_digest(found.numpy().tobytes(), expected.numpy().tobytes()):
-            raise ConnectionError(f"what has connected to process {rank} is not process {other}; start again")
+            raise ConnectionError(f"the program that connected to process {rank} is not process {other}; start again")
     for work in sent:
         work.wait()

@@ -1,10 +1,10 @@
-"""How indexed work is shared out over processes."""
+"""How indexed work is divided among processes."""
 
 from typing import NamedTuple
 
 
 class Share(NamedTuple):
-    """This process among all: it takes the indices rank, rank + world, ..."""
+    """A process's rank and the world size; it takes the indices rank, rank + world, ..."""
 
     rank: int = 0
     world: int = 1

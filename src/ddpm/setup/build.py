@@ -1,4 +1,4 @@
-"""From a configuration to objects, with the checks that span several groups."""
+"""Build objects from a configuration, with checks across config groups."""
 
 import inspect
 import pkgutil
@@ -36,10 +36,10 @@ def instance(group: str, node: Any, **keywords: Any) -> Any:
 
     Args:
         group: its config group, for errors.
-        node: with `_target_` and keywords.
-        keywords: that other groups determine.
+        node: holds `_target_` and keywords.
+        keywords: those that other groups determine.
     Raises:
-        ValueError: there is no target, it does not exist, or it refuses its keywords.
+        ValueError: the target is missing, does not exist, or rejects its keywords.
     """
     node = OmegaConf.create(node) if isinstance(node, dict) else node
     if not isinstance(node, DictConfig) or "_target_" not in node:
@@ -52,15 +52,15 @@ def instance(group: str, node: Any, **keywords: Any) -> Any:
 
 
 def check_types(group: str, node: DictConfig) -> None:
-    """Refuse a setting that is not of the plain type that the constructor declares.
+    """Reject a setting whose type is not the plain type that the constructor declares.
 
     Raises:
-        ValueError: naming the setting, what it may be, and what it is.
+        ValueError: names the setting, the allowed types and the value.
     """
     try:
         target = pkgutil.resolve_name(str(node["_target_"]))
     except (ImportError, AttributeError, ValueError):
-        return  # Hydra says what is wrong with it
+        return  # Hydra reports what is wrong
     declared = get_type_hints(target.__init__ if inspect.isclass(target) else target)
     settings: Any = OmegaConf.to_container(node, resolve=True)
     for key, value in settings.items():
@@ -72,7 +72,7 @@ def check_types(group: str, node: DictConfig) -> None:
 
 
 def _plain_kinds(declared: Any) -> list[Any]:
-    """Those of the declared types that a configuration can hold."""
+    """The declared types that a configuration can hold."""
     kinds = get_args(declared) if get_origin(declared) in (Union, UnionType) else (declared,)
     return [kind for kind in kinds if kind in SCALARS or get_origin(kind) in (Literal, dict, *LISTS)]
 
@@ -89,7 +89,7 @@ def _is(value: Any, kind: Any) -> bool:
 
 
 def _elements(kind: Any) -> set[Any]:
-    """What a list of this type may hold."""
+    """The plain types that a list type may hold."""
     return {each for declared in get_args(kind) for each in _plain_kinds(declared)}
 
 
@@ -104,20 +104,20 @@ def _name(kind: Any) -> str:
 
 
 def keywords(node: Any) -> dict[str, Any]:
-    """The keywords that the target of a config node has defaults for, with these."""
+    """The default values of the keywords of a config node's target."""
     try:
         parameters = inspect.signature(pkgutil.resolve_name(str(node.get("_target_", "")))).parameters
     except (ImportError, AttributeError, ValueError, TypeError):
-        return {}  # Hydra says what is wrong with it
+        return {}  # Hydra reports what is wrong
     return {name: each.default for name, each in parameters.items() if each.default is not each.empty}
 
 
 def instead(asked: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
-    """The config node that takes the place of another of its group.
+    """The config node that replaces another node of its group.
 
     Args:
-        asked: what is asked for: fields of the node before, or another target with fields of its own.
-        before: the node before; what it sets to other than its defaults is kept where the other target has it too.
+        asked: the requested node: fields of the old node, or another target with its own fields.
+        before: the old node; its non-default settings are kept if the new target takes them too.
     """
     if "_target_" not in asked:
         return before | asked
@@ -129,7 +129,7 @@ def instead(asked: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
 def _reason(group: str, error: InstantiationException, node: DictConfig) -> str:
     cause = error.__cause__
     if isinstance(cause, SizeError):
-        return f"{cause}; there are networks for images of other sizes: {', '.join(_options(group))}"
+        return f"{cause}; networks for other image sizes: {', '.join(_options(group))}"
     if isinstance(cause, TypeError) and "keyword argument" in str(cause):
         allowed = inspect.signature(hydra.utils.get_object(node["_target_"])).parameters
         return f"{cause}; {node['_target_']} takes {', '.join(name for name in allowed if name != 'self')}"
@@ -143,15 +143,15 @@ def _options(group: str) -> list[str]:
 
 
 def option(part: object) -> str:
-    """The name of the option that a part was built from: its file."""
+    """The option that a part was built from: the name of its module."""
     return type(part).__module__.rsplit(".", 1)[-1]
 
 
 def variance(node: Any, loss: Loss) -> Variance:
-    """The variance that a config node describes, which a loss must train if it is learned, and may need.
+    """The variance that a config node describes, checked against the loss.
 
     Raises:
-        ValueError: naming both choices and the remedy.
+        ValueError: the loss does not train this variance, or needs a learned one.
     """
     variance: Variance = instance("variance", node)
     if variance.extra_channels and not loss.trains_variance:
@@ -174,10 +174,10 @@ def diffusion(
 
     Args:
         cfg: the configuration.
-        shape: of an image, (C, H, W); H = W.
+        shape: image shape (C, H, W); H = W.
         levels: number of grey levels.
-        classes: that the network can be given; 0 for an unconditional one, which need not know of classes.
-        variance: if it is built already.
+        classes: number of classes; 0 for an unconditional network, which need not take `classes`.
+        variance: the variance, if already built.
     """
     channels, height, width = shape
     if height != width:
@@ -202,37 +202,37 @@ def diffusion(
 
 
 def source(cfg: Any) -> Source:
-    """Where the images come from."""
+    """The source of images that the configuration describes."""
     return instance("data", cfg["data"])
 
 
 def check_classes(source: Source, image: dict[str, Any]) -> None:
-    """Refuse data whose labels mean other classes than those that a model was trained with.
+    """Reject data whose labels mean other classes than in a model's training.
 
     Args:
-        source: of the data.
-        image: what the model's checkpoint says of its images.
+        source: source of the data.
+        image: the checkpoint's description of its images.
     Raises:
-        ValueError: naming the first class that differs.
+        ValueError: the number of classes differs, or a class, which is named.
     """
     number, here = image.get("classes", 0), source.classes
     if number and len(here) != number:
         raise ValueError(
-            f"the data have {len(here)} classes, but the checkpoint's model was trained with {number}; give it data "
-            f"like those it was trained on"
+            f"the data have {len(here)} classes, but the checkpoint's model was trained with {number}; use data "
+            f"like its training data"
         )
-    # a checkpoint without names is of classes in the order of letters
+    # checkpoints without class names number the classes in alphabetical order
     before = image.get("class_names") or (sorted(here) if isinstance(source, ImageFolder) else here)
     for label, (then, now) in enumerate(zip(before, here, strict=False)):
         if number and then != now:
             raise ValueError(
-                f"class {label} of the data is {now}, but {printable(then)} of the checkpoint's model; give it data "
-                f"like those it was trained on"
+                f"class {label} is {now} in the data, but {printable(then)} in the checkpoint's model; use data "
+                f"like its training data"
             )
 
 
 def fetch(source: Source) -> None:
-    """Let one process of each machine fetch the data, before all load it."""
+    """Fetch the data in one process per machine, before all processes load it."""
     for turn in (True, False):
         if turn == (processes.local_rank() == 0):
             source.prepare()
@@ -240,7 +240,7 @@ def fetch(source: Source) -> None:
 
 
 def optimizer(node: Any) -> Callable[[Iterable[nn.Parameter]], Optimizer]:
-    """Parameters -> optimizer, tried on one parameter so that a wrong keyword shows at once."""
+    """Parameters -> optimizer, tried on one parameter so that a wrong keyword fails at once."""
     make: Callable[[Iterable[nn.Parameter]], Optimizer] = instance("optimizer", node)
     try:
         make([nn.Parameter(torch.zeros(1))])
@@ -250,7 +250,7 @@ def optimizer(node: Any) -> Callable[[Iterable[nn.Parameter]], Optimizer]:
 
 
 def sampler(node: Any, process: Process) -> Sampler:
-    """A sampler that fits a chain."""
+    """The sampler that a config node describes, checked against the chain."""
     built: Sampler = instance("sampler", node)
     T = process.T
     if built.steps is not None and built.steps > T:

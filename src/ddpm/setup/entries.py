@@ -1,4 +1,4 @@
-"""What a checkpoint holds, entry by entry: how it is walked, shown, and compared with what it is for."""
+"""Walk, show and check the entries of a checkpoint."""
 
 import math
 import reprlib
@@ -11,11 +11,11 @@ from torch import Tensor
 from ddpm.support.text import printable
 
 MOST = 50_000
-"""Entries that a checkpoint may have; lists in it may share their parts, so that a small file may hold any number."""
+"""The maximum number of entries in a checkpoint; lists may share parts, so even a small file can hold any number."""
 DEEPEST = 20
 PLAIN = (Tensor, dict, list, tuple, str, int, float, type(None))
 LONGEST = 200
-"""Characters of a key."""
+"""The maximum length of a key."""
 
 _BRIEF = reprlib.Repr()
 _BRIEF.maxstring = _BRIEF.maxother = 120
@@ -23,17 +23,17 @@ _BRIEF.maxlong = 40
 
 
 def brief(value: Any) -> str:
-    """A value of a checkpoint in a message: in one line, of bounded length."""
+    """A checkpoint's value for use in a message: one line of bounded length."""
     text = printable(_BRIEF.repr(value))
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def walk(content: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Path, key and value of every entry of nested dicts and lists; the index of a list's entry is its key.
+    """Yield path, key and value of every entry of nested dicts and lists; a list's keys are its indices.
 
     Raises:
-        ValueError: there are too many, they are nested too deeply, or one is neither a tensor nor a plain value, or its
-            key no name.
+        ValueError: there are too many entries, they are nested too deeply, a value is neither a tensor nor plain, or a
+            key is not a short name or number.
     """
     pending, count = [("", 0, content)], 0
     while pending:
@@ -41,10 +41,10 @@ def walk(content: Any) -> Iterator[tuple[str, Any, Any]]:
         items = list(value.items()) if isinstance(value, dict) else list(enumerate(value))
         count += len(items)
         if count > MOST or depth > DEEPEST:
-            raise ValueError(f"it holds more than {MOST} entries, or more than {DEEPEST} within each other")
+            raise ValueError(f"it holds more than {MOST} entries, or is nested more than {DEEPEST} deep")
         for key, each in items:
             if isinstance(key, bool) or not isinstance(key, str | int) or not _is_short(key):
-                raise ValueError(f"it holds a key in {printable(path) or 'its outermost part'} that is no name")
+                raise ValueError(f"it holds a key in {printable(path) or 'its top level'} that is not a valid name")
             here = f"{path}.{key}" if path else str(key)
             if not isinstance(each, PLAIN) or (isinstance(each, int) and not _is_short(each)):
                 raise ValueError(f"its {printable(here)} is neither a tensor nor a plain value")
@@ -58,15 +58,15 @@ def _is_short(key: str | int) -> bool:
 
 
 def fitting(found: Any, like: Any, path: str, loose: bool = False) -> Any:
-    """`found`, if it can take the place of `like`: the same keys, shapes and types, and numbers that are finite.
+    """Return `found` if it can replace `like`: same keys, shapes and types, and finite numbers.
 
     Args:
-        found: from a checkpoint.
-        like: of an object that was built anew; its finite numbers stand for any.
-        path: of `found`, for errors.
-        loose: let keys be missing and numbers be fractions, take none that `like` lacks, and anything plain for None.
+        found: a value from a checkpoint.
+        like: the value of a freshly built object; where it is not finite, `found` need not be.
+        path: path of `found`, for errors.
+        loose: allow missing keys and fractions, drop keys that `like` lacks, and accept any plain value for None.
     Raises:
-        ValueError: naming the entry and what it should be.
+        ValueError: names the entry and what it should be.
     """
     if isinstance(like, Tensor):
         return _fitting_tensor(found, like, path)
@@ -86,7 +86,7 @@ def fitting(found: Any, like: Any, path: str, loose: bool = False) -> Any:
         return found if loose else [fitting(*pair, f"{path}.{i}") for i, pair in pairs]
     if _is_like(found, like, loose):
         return found
-    raise ValueError(f"{path} is {brief(found)}, which cannot stand for {brief(like)}")
+    raise ValueError(f"{path} is {brief(found)}, which cannot replace {brief(like)}")
 
 
 def _fitting_tensor(found: Any, like: Tensor, path: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""Networks by custom kernels: the same parameters, state and hooks in classes that compute by `ddpm.kernels`."""
+"""Networks with custom kernels: classes with the same parameters, state and hooks that use `ddpm.kernels`."""
 
 from torch import Tensor, nn
 
@@ -27,11 +27,11 @@ class FusedUNet(UNet):
 
 
 FUSED: dict[type[nn.Module], type[nn.Module]] = {ResidualBlock: FusedResidualBlock, UNet: FusedUNet}
-"""These call their normalisations with what follows them."""
+"""Blocks that fuse their normalisations with the operations that follow."""
 
 
 def fuse(network: nn.Module) -> None:
-    """Change the classes of the layers that kernels serve, in place."""
+    """Change the classes of the layers that have kernels, in place."""
     for module in [*network.modules()]:
         norms = [each for name, each in module.named_children() if name.startswith("norm")]
         if type(module) in FUSED and all(type(each) is nn.GroupNorm for each in norms):
@@ -43,5 +43,5 @@ def fuse(network: nn.Module) -> None:
 
 
 def replaced(network: nn.Module) -> int:
-    """The number of layers that compute by kernels."""
+    """The number of layers that use custom kernels."""
     return sum(isinstance(module, (Convolution, GroupNorm)) for module in network.modules())

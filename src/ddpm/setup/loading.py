@@ -1,4 +1,4 @@
-"""From a checkpoint to the model."""
+"""Load a model from a checkpoint."""
 
 import hashlib
 import os
@@ -21,31 +21,31 @@ CONTENT = {
     *("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "MixedPrecision"),
     *("epoch", "global_step", "pytorch-lightning_version", "ddpm_config", "unlogged", "optimizer", "wandb_id"),
 }
-"""What train.py writes into a checkpoint; Lightning acts upon other keys."""
+"""The keys that train.py writes into a checkpoint; Lightning would act on others."""
 
 
 def read(path: str | Path, trusted: Sequence[str] = ()) -> dict[str, Any]:
-    """The content of a checkpoint, tensors and plain values alone, its configuration checked.
+    """Read a checkpoint: tensors and plain values only, with its configuration checked.
 
     Args:
-        path: a file written by train.py, or the folder of its run, for the last one.
-        trusted: packages that its configuration may name besides ddpm.
+        path: a file written by train.py, or a run folder, for its last.ckpt.
+        trusted: packages besides ddpm that its configuration may name.
     Returns:
-        What is in it, and as `sha256` the hash of the file in hexadecimal digits.
+        The content, with the file's SHA-256 in hexadecimal digits as `sha256`.
     Raises:
-        ValueError: the file is missing, damaged, not of ddpm, or names what it may not.
+        ValueError: the file is missing, damaged, not from ddpm, or names a target that is not allowed.
     """
     path = found(path)
     if not path.is_file():
         raise ValueError(f"there is no checkpoint {path}; training writes last.ckpt into its run folder under runs/")
     try:
-        with path.open("rb") as file:  # one handle: hash and content are of one file, whatever takes its place
+        with path.open("rb") as file:  # one handle, so that hash and content are of one file even if it is replaced
             before = os.fstat(file.fileno()).st_mtime_ns
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             file.seek(0)
             content = torch.load(file, map_location="cpu", weights_only=True)
             unchanged = os.fstat(file.fileno()).st_mtime_ns == before
-    except Exception as error:  # what a damaged file leads to is not foreseeable
+    except Exception as error:  # a damaged file may raise anything
         raise ValueError(
             f"{path} cannot be read as a checkpoint: it is damaged, or holds more than tensors and plain values"
         ) from error
@@ -55,10 +55,10 @@ def read(path: str | Path, trusted: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def read_together(path: str | Path, trusted: Sequence[str] = ()) -> dict[str, Any]:
-    """As `read`, on every process of a job; they are sure to have read the same file.
+    """`read` on every process of a job, making sure that all read the same file.
 
     Raises:
-        ValueError: also if another file took its place between two of them.
+        ValueError: as in `read`, or the file was replaced meanwhile.
     """
     content = read(path, trusted)
     if processes.most(int(content["sha256"] != processes.agreed(content["sha256"]))):
@@ -67,13 +67,13 @@ def read_together(path: str | Path, trusted: Sequence[str] = ()) -> dict[str, An
 
 
 def checked(content: Any, path: str | Path, trusted: Sequence[str] = ()) -> dict[str, Any]:
-    """The content of the file `path`, if it is what training writes and its configuration names what it may.
+    """The content of the file `path`, after checking its structure and the targets that it names.
 
     Raises:
-        ValueError: saying what is wrong with it.
+        ValueError: it is not a valid checkpoint, or names a target that is not allowed.
     """
     if not isinstance(content, dict) or not isinstance(content.get("ddpm_config"), dict):
-        raise ValueError(f"{path} is not a checkpoint of ddpm; give a file written by train.py, such as last.ckpt")
+        raise ValueError(f"{path} is not a ddpm checkpoint; give a file written by train.py, such as last.ckpt")
     try:
         for _ in walk(content):
             pass
@@ -86,12 +86,12 @@ def checked(content: Any, path: str | Path, trusted: Sequence[str] = ()) -> dict
         raise ValueError(f"{path} holds {printable(strange[0])}, which ddpm never writes; it is refused")
     check_targets(config, trusted)
     if not ({*config} >= STORED and isinstance(content.get("state_dict"), dict) and _is_plausible(content)):
-        raise ValueError(f"{path} is not a whole checkpoint of ddpm; give a file written by train.py")
+        raise ValueError(f"{path} is not a complete ddpm checkpoint; give a file written by train.py")
     return content
 
 
 def _is_plausible(content: dict[str, Any]) -> bool:
-    """Whether what is not built from a target has the types that it should have."""
+    """Whether the entries that are not built from a target have the expected types."""
     config = content["ddpm_config"]
     image, evaluation = config["image"], config["evaluation"]
     if not all(isinstance(each, dict) for each in (image, evaluation, *(config[group] for group in BASES))):
@@ -121,9 +121,9 @@ def model(content: dict[str, Any], weights: str = "ema") -> Diffusion:
 
     Args:
         content: from `read`.
-        weights: `ema`, the averaged ones, or `raw`, those that were trained.
+        weights: `ema` (averaged) or `raw` (as trained).
     Raises:
-        ValueError: another name, or weights that do not fit the configuration.
+        ValueError: `weights` has another value, or the weights do not fit the configuration.
     """
     if weights not in PREFIXES:
         raise ValueError(f"weights must be ema or raw, got {weights!r}")
@@ -143,13 +143,13 @@ def model(content: dict[str, Any], weights: str = "ema") -> Diffusion:
 
 
 def load(path: str | Path, weights: str = "ema", trusted: Sequence[str] = ()) -> Diffusion:
-    """The model of a checkpoint, ready to predict, to read p(x_{t-1} | x_t), and to sample.
+    """Load the model of a checkpoint, ready for prediction, p(x_{t-1} | x_t) and sampling.
 
     Args:
-        path: a file written by train.py, or the folder of its run, for the last one.
-        weights: `ema`, the averaged ones, or `raw`, those that were trained.
-        trusted: packages that its configuration may name besides ddpm.
+        path: a file written by train.py, or a run folder, for its last.ckpt.
+        weights: `ema` (averaged) or `raw` (as trained).
+        trusted: packages besides ddpm that its configuration may name.
     Raises:
-        ValueError: the file is missing, damaged, not of ddpm, or names what it may not.
+        ValueError: the file is missing, damaged, not from ddpm, or names a target that is not allowed.
     """
     return model(read(path, trusted), weights)

@@ -1,4 +1,4 @@
-"""The functions that conf/*.yaml call, such as ${folder_name:...}, and their registration with the schemas."""
+"""Resolvers for conf/*.yaml, such as ${folder_name:...}, and the registration of resolvers and schemas."""
 
 import hashlib
 import re
@@ -11,16 +11,16 @@ from omegaconf import OmegaConf
 from ddpm.setup.schema import EvaluateConfig, SampleConfig, TrainConfig
 
 LONGEST = 200
-"""Bytes of a folder's name, of the 255 that file systems allow."""
+"""The maximum number of bytes in a folder's name; file systems allow 255."""
 
 
 def folder_name(number: int, overrides: str) -> str:
-    """The name of the folder of a sweep's job, which needs no quotes in ckpt=...
+    """The folder name of a sweep's job, which needs no quotes in ckpt=...
 
-    Where it would be too long, each long override is cut and ends in a hash of it all, so that what differs shows.
+    If it would be too long, each long override is cut and ends in a hash of the whole override, to stay distinct.
 
     Args:
-        number: of the job.
+        number: number of the job.
         overrides: each `key-value`, separated by commas.
     """
     items = [re.sub(r"[^\w.+-]+", "-", item) for item in overrides.split(",") if item]
@@ -32,7 +32,7 @@ def folder_name(number: int, overrides: str) -> str:
 
 
 def _cut(text: str, room: int) -> str:
-    """`text` in so many bytes, with a hash of it all where it is longer."""
+    """`text` in at most `room` bytes, cut and ending in a hash of the whole if it is longer."""
     if len(text.encode()) <= room:
         return text
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
@@ -40,25 +40,25 @@ def _cut(text: str, room: int) -> str:
 
 
 def output_dir() -> str:
-    """The folder of the run, or what it would be, where Hydra shows the configuration alone."""
+    """The run's folder; if Hydra only shows the configuration, the folder it would be."""
     hydra = HydraConfig.get()
     return str(hydra.run.dir if OmegaConf.is_missing(hydra.runtime, "output_dir") else hydra.runtime.output_dir)
 
 
 def default_experiment(data: str) -> str:
-    """The experiment of whoever chooses none."""
+    """The experiment if none is chosen."""
     return "digits" if data == "digits" else "none"
 
 
 def options() -> str:
-    """The groups that the entry point takes with their options, one group a line, as --help shows them."""
+    """The entry point's config groups with their options, one group per line, for --help."""
     loader = GlobalHydra.instance().config_loader()
     groups = sorted(group for group in HydraConfig.get().runtime.choices if not group.startswith("hydra/"))
     return "\n".join(f"{group}: {', '.join(sorted(loader.get_group_options(group)))}" for group in groups)
 
 
 def register() -> None:
-    """Make known to Hydra the schemas, under the names that conf/*.yaml build on, and the resolvers used there."""
+    """Register the resolvers, and the schemas under the names that conf/*.yaml refer to."""
     for resolver in (folder_name, output_dir, default_experiment, options):
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
     store = ConfigStore.instance()

@@ -1,7 +1,7 @@
-"""The folder of a training run: whose it is, what it holds, and how a run goes on in it.
+"""The folder of a training run: its lock, its content, and how a run continues in it.
 
-Nothing is written into a folder before it is known to be the run's own, and nothing that a run has left is replaced
-before the run that goes on there has been checked as a whole.
+Nothing is written into a folder until it is known to belong to the run. Files that a run has left are replaced only
+after the run that continues there has been checked completely.
 """
 
 import csv
@@ -31,24 +31,23 @@ LAST = "last.ckpt"
 METRICS = "metrics.csv"
 RESULTS = "results.json"
 WANDB_LOG = "wandb/*/logs/debug-core.log"
-"""A link that each run of W&B leaves to its log in the user's cache; the next run has a folder of its own there."""
+"""The link that each W&B run leaves to its log in the user's cache; the next run makes its own folder."""
 
 
 def found(ckpt: str | Path) -> Path:
-    """The file of a checkpoint: `ckpt`, or the last one in it if that is a folder."""
+    """The checkpoint file: `ckpt`, or if that is a folder, the last.ckpt in it."""
     path = Path(expanded(str(ckpt)))
     return path / LAST if path.is_dir() else path
 
 
 @contextmanager
 def claimed(cfg: DictConfig) -> Iterator[DictConfig | None]:
-    """The job to do in the folder `cfg.output_dir`, which no other process may use meanwhile.
+    """Lock the folder `cfg.output_dir` and yield the job to do in it.
 
-    A sweep that is repeated in its folder resumes a job from its last checkpoint, and leaves out, as None, one that has
-    finished.
+    A sweep repeated in its folder resumes each job from its last checkpoint; for a finished job this yields None.
 
     Raises:
-        ValueError: the folder holds another run or a way out of it, or another process is writing to it.
+        ValueError: the folder holds another run or a link that leads out of it, or another process is writing to it.
     """
     if rendezvous.join().rank > 0:
         yield cfg  # the first process decides
@@ -66,7 +65,7 @@ def claimed(cfg: DictConfig) -> Iterator[DictConfig | None]:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Keep other runs out. The file stays: removed, one process could lock it and another its successor."""
+    """Keep other runs out. The file is never removed, or one process could lock it and another its successor."""
     handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -77,7 +76,7 @@ def _locked(folder: Path) -> Iterator[None]:
         if error.errno not in UNSUPPORTED:
             os.close(handle)
             raise
-        warn_once("this file system has no locks: see to it yourself that no two runs write to one folder")
+        warn_once("this file system has no locks: make sure that no two runs write to the same folder")
     try:
         yield
     finally:
@@ -85,10 +84,10 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def check_links(folder: Path) -> None:
-    """Refuse a folder that is not what it seems: a run writes into its folder alone.
+    """Reject a folder through which a run could write outside of it.
 
     Raises:
-        ValueError: naming a link that leads out of it, or something that is neither a file nor a folder.
+        ValueError: names a link that leads out of it, or an entry that is neither a file nor a folder.
     """
     inside = folder.resolve()
     for parent, folders, files in os.walk(folder):
@@ -98,8 +97,7 @@ def check_links(folder: Path) -> None:
                 continue
             if stat.S_ISLNK(mode) and not path.resolve().is_relative_to(inside):
                 raise ValueError(
-                    f"{path} is a link that leads out of the folder of the run, which writes there; remove it, or "
-                    f"choose another hydra.run.dir"
+                    f"{path} is a link that leads out of the run's folder; remove it, or choose another hydra.run.dir"
                 )
             if not (stat.S_ISLNK(mode) or stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
                 raise ValueError(f"{path} is neither a file nor a folder; remove it, or choose another hydra.run.dir")
@@ -112,7 +110,7 @@ def _job(cfg: DictConfig, folder: Path) -> DictConfig | None:
         return cfg
     if (folder / RESULTS).exists():
         _check_same(cfg, folder)
-        print(f"finished before: {shown(folder)}")
+        print(f"already finished: {shown(folder)}")
         return None
     if (folder / LAST).exists():
         print(f"resuming: {shown(folder / LAST)}")
@@ -122,10 +120,10 @@ def _job(cfg: DictConfig, folder: Path) -> DictConfig | None:
 
 
 def check_free(folder: Path, ckpt: str | None) -> None:
-    """Refuse a folder that holds a run, unless that is the one to resume.
+    """Reject a folder that holds a run, unless that is the one to resume.
 
     Raises:
-        ValueError: naming both ways out.
+        ValueError: the folder holds another run.
     """
     held = [name for name in (LAST, METRICS, RESULTS) if (folder / name).exists()]
     if held and (ckpt is None or not goes_on(ckpt, folder)):
@@ -137,7 +135,7 @@ def check_free(folder: Path, ckpt: str | None) -> None:
 
 
 def goes_on(ckpt: str, folder: str | Path) -> bool:
-    """Whether a run that resumes `ckpt` in `folder` continues the run that is there."""
+    """Whether a run that resumes `ckpt` in `folder` continues the run in it."""
     return found(ckpt).resolve().parent == Path(folder).resolve()
 
 
@@ -153,13 +151,13 @@ def _check_same(cfg: DictConfig, folder: Path) -> None:
 
 
 def comparable(config: Any) -> dict[str, Any]:
-    """What makes two runs the same: the configuration without where they write and what they resume."""
+    """The configuration that identifies a run: without output folder, checkpoint and `other_data`."""
     left_out = ("output_dir", "ckpt", "other_data")
     return json.loads(as_json({key: value for key, value in config.items() if key not in left_out}))
 
 
 def rows(path: Path) -> int:
-    """How many rows a metrics.csv has."""
+    """The number of rows in a metrics.csv."""
     if not path.exists():
         return 0
     with path.open(newline="") as file:
@@ -167,7 +165,7 @@ def rows(path: Path) -> int:
 
 
 def trim(path: Path, rows: int) -> None:
-    """Keep the first rows of a metrics.csv; those behind them will be written again."""
+    """Keep the first rows of a metrics.csv; the others will be written again."""
     if not path.exists():
         return
     whole_lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
@@ -176,7 +174,7 @@ def trim(path: Path, rows: int) -> None:
 
 
 def describe(folder: Path, cfg: DictConfig) -> None:
-    """Write the configuration into `.hydra`; Hydra itself would do so before anything is checked."""
+    """Write the configuration into `.hydra`; Hydra itself would do so before any check."""
     if not HydraConfig.initialized():
         return
     hydra = HydraConfig.instance().cfg
@@ -186,39 +184,39 @@ def describe(folder: Path, cfg: DictConfig) -> None:
 
 
 class Folders(Callback):
-    """Gives each run and each sweep a folder of its own, and names those of a sweep's jobs."""
+    """Hydra callback that gives each run and sweep its own folder, and names the folders of a sweep's jobs."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Choose the folder of a run."""
-        HydraConfig.instance().set_config(config)  # which the name of the folder is made of
+        HydraConfig.instance().set_config(config)  # the folder's name depends on it
         _number(config.hydra.run)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Choose the folder of a sweep, and let those of its jobs be named after what differs between them."""
+        """Choose the folder of a sweep, and name its jobs' folders after the options that differ."""
         HydraConfig.instance().set_config(config)
         _number(config.hydra.sweep)
         try:
             _keep_sweep(config)
         except ValueError as error:
-            sys.exit(f"error: {error}")  # Hydra makes warnings of other exceptions
+            sys.exit(f"error: {error}")  # Hydra turns other exceptions into warnings
         parsed = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
         same = [quoted(each.key_or_group) for each in parsed if not each.is_sweep_override()]
         with read_write(config.hydra):
-            config.hydra.overrides.hydra += [  # which each job's configuration is made of
+            config.hydra.overrides.hydra += [  # they go into each job's configuration
                 f"hydra.sweep.dir={quoted(config.hydra.sweep.dir)}",
                 f"hydra.job.config.override_dirname.exclude_keys=[{','.join(same)}]",
             ]
 
 
 def _number(node: DictConfig) -> None:
-    """Number a folder that is named after the time, if another run has started in the same second."""
+    """Number a folder that is named after the time if another run started in the same second."""
     if "${now:" in OmegaConf.to_yaml(OmegaConf.masked_copy(node, "dir")):
         with read_write(node):
             node.dir = str(new_folder(Path(node.dir)))
 
 
 def _keep_sweep(config: DictConfig) -> None:
-    """Set aside the description of another sweep in the same folder, which Hydra would write over."""
+    """Rename another sweep's description in the same folder, which Hydra would overwrite."""
     folder = Path(config.hydra.sweep.dir)
     check_links(folder)
     path = folder / "multirun.yaml"

@@ -7,17 +7,17 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 CONF = next(each for up in (1, 3) if (each := Path(__file__).parents[up] / "conf").is_dir())
-"""The project's own options: within the package where it is installed, beside `src` in a checkout."""
+"""The project's own options: inside the package if it is installed, next to `src` in a checkout."""
 
 
 def _unchosen() -> DictConfig:
-    """A group of which no option is chosen; its fields can be given all the same."""
+    """A config group without a chosen option, whose fields can still be overridden."""
     return OmegaConf.create({}, flags={"struct": False})
 
 
 @dataclass
 class EMAConfig:
-    """The average of the weights."""
+    """How weights are averaged."""
 
     decay: float = MISSING
     warm_up: bool = MISSING
@@ -25,7 +25,7 @@ class EMAConfig:
 
 @dataclass
 class TrainConfig:
-    """What train.py is given; each Any is a config group."""
+    """The options of train.py; each Any is a config group."""
 
     schedule: Any = MISSING
     parameterization: Any = MISSING
@@ -84,7 +84,7 @@ class ODEConfig:
 
 @dataclass
 class EvaluateConfig:
-    """What evaluate.py is given."""
+    """The options of evaluate.py."""
 
     ckpt: str = MISSING
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -115,7 +115,7 @@ class EvaluateConfig:
 
 @dataclass
 class SampleConfig:
-    """What sample.py is given."""
+    """The options of sample.py."""
 
     ckpt: str = MISSING
     task: str = MISSING
@@ -148,7 +148,7 @@ class SampleConfig:
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
-    """The configuration as nested dicts, lists and values, everything resolved."""
+    """The configuration as nested dicts, lists and values, with all interpolations resolved."""
     container = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}

@@ -1,4 +1,4 @@
-"""What a device is fast with: bfloat16 where it computes with that, and custom kernels on a CPU."""
+"""Speed settings: bfloat16 on devices with native support, and custom kernels on a CPU."""
 
 import copy
 
@@ -13,13 +13,13 @@ SPEEDS = ("auto", "reference")
 
 
 def check(speed: str) -> None:
-    """Raises ValueError unless there is such a setting."""
+    """Raise ValueError for an unknown setting."""
     if speed not in SPEEDS:
-        raise ValueError(f"speed must be auto (what is fast here) or reference (float32), got {speed!r}")
+        raise ValueError(f"speed must be auto (fastest here) or reference (float32), got {speed!r}")
 
 
 def bfloat16_is_fast(device: torch.device) -> bool:
-    """Whether the device multiplies in bfloat16 by instructions of its own."""
+    """Whether the device has instructions for bfloat16 multiplication."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities()
@@ -27,18 +27,18 @@ def bfloat16_is_fast(device: torch.device) -> bool:
 
 
 def precision(speed: str, device: torch.device) -> str:
-    """Lightning's name of the arithmetic to train in; weights, their average and the optimizer are float32 anyway."""
+    """Lightning's precision for training; weights, their average and the optimizer's state are always float32."""
     check(speed)
     return "bf16-mixed" if speed == "auto" and bfloat16_is_fast(device) else "32-true"
 
 
 def arrange(network: nn.Module, speed: str, device: torch.device) -> int:
-    """Make a network fast, in place: channels-last weights and custom kernels, if there are any for the device.
+    """Speed up a network in place: channels-last weights and custom kernels, if there are any for the device.
 
-    What it computes changes by rounding only, and in which elements dropout drops.
+    Its results change only by rounding, and in which elements dropout drops.
 
     Returns:
-        the number of layers that compute by custom kernels.
+        The number of layers that use custom kernels.
     """
     check(speed)
     if speed == "auto" and device.type == "cpu" and native.library() is not None:
@@ -49,7 +49,7 @@ def arrange(network: nn.Module, speed: str, device: torch.device) -> int:
 class BFloat16(nn.Module):
     """A copy of a network that computes in bfloat16 where autocast does, and returns float32.
 
-    The weights of its layers are rounded once, not at every call.
+    The weights of its layers are rounded once, not on every call.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -65,7 +65,7 @@ class BFloat16(nn.Module):
 
 
 def sampling(diffusion: Diffusion, speed: str) -> Diffusion:
-    """The model to sample from: its network in bfloat16 if that is asked for and fast, all else as it is."""
+    """The model for sampling, with its network in bfloat16 if `speed` is auto and the device is fast with it."""
     check(speed)
     if speed == "auto" and bfloat16_is_fast(diffusion.process.times.device):
         return diffusion.with_network(BFloat16(diffusion.network))

@@ -1,4 +1,4 @@
-"""What the configuration in a checkpoint may name: the options of ddpm, and nothing else."""
+"""Check that a checkpoint's configuration names only ddpm's own options."""
 
 import importlib
 import re
@@ -23,22 +23,22 @@ BASES = {
     "sampler": "ddpm.sampler.base:Sampler",
     "data": "ddpm.data.source:Source",
 }
-"""The groups of which a checkpoint names an option, and what the options of each derive from."""
+"""The config groups whose options a checkpoint names, and the base class of each group's options."""
 MODEL = ("schedule", "parameterization", "variance", "network", "conditioning")
-"""The groups that define the model; a checkpoint can only be resumed with the same."""
+"""The groups that define the model; a run can only be resumed with the same options."""
 STORED = {*MODEL, "loss", "time_sampler", "sampler", "data", "seed", "image", "evaluation", "total_batch"}
-"""What a checkpoint holds of the configuration: what rebuilds, resumes and evaluates the model."""
+"""The configuration that a checkpoint holds, enough to rebuild, resume and evaluate the model."""
 
 
 def check_targets(config: Any, trusted: Sequence[str] = ()) -> None:
-    """Refuse a configuration that names what it may not, before anything but an option of ddpm is imported.
+    """Reject a configuration that names forbidden targets, before importing anything but ddpm's options.
 
     Args:
-        config: plain, from a checkpoint.
-        trusted: packages of the user's, by their first name, that it may name too.
+        config: the plain configuration from a checkpoint.
+        trusted: top-level names of the user's packages that it may also name.
     Raises:
-        ValueError: a target is neither an option of ddpm, of the group in whose place it stands, nor of a trusted
-            package, or an entry would steer the instantiation, be computed, or is not plain.
+        ValueError: a target is neither a ddpm option of its config group nor in a trusted package, or an entry would
+            control the instantiation, holds an interpolation, or is not plain.
     """
     for path, key, value in walk(config):
         if key == "_target_":
@@ -58,7 +58,7 @@ def check_targets(config: Any, trusted: Sequence[str] = ()) -> None:
 
 
 def is_option(target: Any, groups: Sequence[str]) -> bool:
-    """Whether `target` names a class of ddpm that derives from the base of one of these groups, where it is defined."""
+    """Whether `target` names a ddpm class, in its own module, derived from the base of one of these groups."""
     found = re.fullmatch(r"(ddpm\.([a-z_]+)\.[a-z0-9_]+)\.([A-Z]\w*)", target) if isinstance(target, str) else None
     if found is None or found[2] not in groups:
         return False

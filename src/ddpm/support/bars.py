@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a line every few seconds elsewhere."""
+"""Progress reports: a bar on a terminal, a line every few seconds elsewhere."""
 
 import sys
 import time
@@ -8,11 +8,11 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 SECONDS = 10.0
-"""Between two lines, where output is not a terminal."""
+"""Time between progress lines when the output is not a terminal."""
 
 
 class Lines(tqdm):
-    """Progress as whole lines, at most one in `SECONDS`, and a last one if the bar would be left."""
+    """A tqdm bar that prints lines instead: at most one every `SECONDS`, and a last one if `leave` is set."""
 
     disable: bool
 
@@ -27,7 +27,7 @@ class Lines(tqdm):
         return True
 
     def close(self) -> None:
-        """End; there is nothing to wipe out."""
+        """Close without erasing anything."""
         if self.disable:
             return
         if self.leave:
@@ -43,18 +43,18 @@ class Lines(tqdm):
 
 
 def terminal() -> TextIO:
-    """Where bars are drawn: standard error itself, which a file that keeps what is printed does not see."""
+    """The original standard error, on which bars are drawn so that they do not reach the log file."""
     return getattr(sys.stderr, "original", sys.stderr)
 
 
 def bar(description: str, total: int | None, show: bool = True, **options: Any) -> tqdm:
-    """A progress bar, or lines where standard error is not a terminal.
+    """A progress bar, or progress lines if standard error is not a terminal.
 
     Args:
-        description: of the work, a word or two.
-        total: number of steps to come; None if it is not known.
-        show: whether to show it.
-        options: of tqdm.
+        description: short label of the work.
+        total: expected number of steps; None if unknown.
+        show: whether to show progress.
+        options: passed to tqdm.
     """
     if terminal().isatty():
         return tqdm(desc=description, total=total, disable=not show, file=terminal(), dynamic_ncols=True, **options)
@@ -62,12 +62,12 @@ def bar(description: str, total: int | None, show: bool = True, **options: Any) 
 
 
 class Steps:
-    """Progress that counts calls and disappears when the work is done.
+    """A progress bar that advances with each call and disappears at the end.
 
     Args:
-        what: the work, a word or two.
-        total: number of calls to come; None if it is not known.
-        show: whether to show it.
+        what: short label of the work.
+        total: expected number of calls; None if unknown.
+        show: whether to show progress.
     """
 
     def __init__(self, what: str, total: int | None, show: bool = True) -> None:

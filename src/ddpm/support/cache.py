@@ -1,6 +1,6 @@
-"""What can be computed again, kept for the user's next process.
+"""A per-user cache of files that can be recomputed.
 
-Nothing is used that another user could have put there.
+Files that another user could have written are never used.
 """
 
 import contextlib
@@ -18,17 +18,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 MAKING = ".making_"
-"""How the folders begin in which files are made."""
+"""Prefix of the folders in which files are made."""
 
 
 def kept(name: str, make: Callable[[Path], None]) -> Path:
-    """The file `name` of the cache, which `make` writes to the path that it is given unless the file is there.
+    """The path of the cached file `name`; if it is missing, `make` writes it to the path it is given.
 
-    Its name there is longer by a hash of its content, so that a file that is not whole is known, and made anew. `make`
-    may leave other files beside it; they are removed.
+    The cached name includes a hash of the content, so that a damaged file is detected and made again. Other files that
+    `make` leaves in its folder are removed.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     home = folder()
     stem, suffix = os.path.splitext(name)
@@ -46,16 +46,16 @@ def kept(name: str, make: Callable[[Path], None]) -> Path:
 
 
 def folder() -> Path:
-    """The folder of the cache: `$DDPM_CACHE`; else `ddpm` in `$XDG_CACHE_HOME` or `~/.cache`.
+    """The cache folder: `$DDPM_CACHE`, or else `ddpm` in `$XDG_CACHE_HOME` or `~/.cache`.
 
-    Without a home it lies among the temporary files. A folder to which others may write, or that cannot be written, is
-    not used: then a warning says so, and there is a temporary one for this process. It costs time, but what is
-    computed does not depend on the cache.
+    Without a home directory it is in the system's temporary directory. A folder that other users can write to, or that
+    this user cannot, is replaced by a temporary one for this process, with a warning. This costs time, but never
+    changes a result.
     """
     if given := os.environ.get("DDPM_CACHE"):
         return _trusted(Path(os.path.expanduser(given)).absolute())
     homes = [os.environ.get("HOME", "")]
-    with contextlib.suppress(KeyError):  # of an account that the system does not know
+    with contextlib.suppress(KeyError):  # the system does not know this account
         homes.append(pwd.getpwuid(os.geteuid()).pw_dir)
     bases = [os.path.expanduser(os.environ.get("XDG_CACHE_HOME", "")), *(f"{home}/.cache" for home in homes if home)]
     base = next((Path(base) / "ddpm" for base in bases if os.path.isabs(base)), None)
@@ -72,8 +72,8 @@ def _trusted(path: Path) -> Path:
     if not fault:
         return path
     warnings.warn(
-        f"the cache {path} is not used, because {fault}; kernels are compiled and classifiers trained for this process "
-        f"alone; set DDPM_CACHE to a folder that you own and nobody else may write to (chmod go-w)",
+        f"the cache {path} is not used, because {fault}; compiled kernels and trained classifiers will not be kept; "
+        f"set DDPM_CACHE to a folder that you own and only you can write to (chmod go-w)",
         stacklevel=2,
     )
     return Path(_temporary().name)
@@ -81,19 +81,19 @@ def _trusted(path: Path) -> Path:
 
 @functools.cache
 def _temporary() -> tempfile.TemporaryDirectory[str]:
-    """Of this process, and removed at its end."""
+    """A temporary directory that is removed when this process ends."""
     return tempfile.TemporaryDirectory(prefix="ddpm-", ignore_cleanup_errors=True)
 
 
 def _fault(*found: os.stat_result) -> str:
-    """Why others could have changed a file or folder, where its name leads, or the link there; empty if they cannot."""
+    """Why other users could have changed a file or folder, or a link to it; empty if they cannot."""
     if any(each.st_uid != os.geteuid() for each in found):
         return "it belongs to another user"
-    return "others may write to it" if found[-1].st_mode & (stat.S_IWGRP | stat.S_IWOTH) else ""
+    return "other users can write to it" if found[-1].st_mode & (stat.S_IWGRP | stat.S_IWOTH) else ""
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether it is a file of the user's own with the content that its name states; a link or a pipe is not."""
+    """Whether `path` is a regular file, not a link, that only this user can change and whose hash is in its name."""
 
     def opened(name: str, flags: int) -> int:
         return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -112,10 +112,10 @@ def _digest(file: io.BufferedReader) -> str:
 
 @contextlib.contextmanager
 def _room(home: Path) -> Iterator[Path]:
-    """A folder to make a file in, removed after, or, if the process is killed, by the next that makes a file."""
+    """A temporary folder to make a file in; if this process is killed, the next one to make a file removes it."""
     handle = os.open(home, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # others are making files, or the file system has no locks
+        with contextlib.suppress(OSError):  # another process is making a file, or the file system has no locks
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             for left in home.glob(f"{MAKING}*"):
                 shutil.rmtree(left, ignore_errors=True)

@@ -1,14 +1,14 @@
-"""Refusal of values that are not finite numbers, before anything is made of them."""
+"""Check that values are finite before they are used."""
 
 from torch import Tensor
 
 
 def finite(values: Tensor, what: str) -> Tensor:
-    """The same values.
+    """Return `values` if all of them are finite.
 
     Args:
         values: any shape.
-        what: they are, in the plural.
+        what: what they are, in the plural, for the error.
     Raises:
         ValueError: some are NaN or infinite.
     """
@@ -16,7 +16,7 @@ def finite(values: Tensor, what: str) -> Tensor:
     if wrong.any():
         raise ValueError(
             f"{int(wrong.sum()):,} of {wrong.numel():,} values of the {what} are not finite numbers: the weights are "
-            f"damaged, or the computation diverges; take another checkpoint, or more steps, or less guidance or "
+            f"damaged, or the computation diverges; use another checkpoint, more steps, less guidance, or a smaller "
             f"solver.scale"
         )
     return values

@@ -1,4 +1,4 @@
-"""Images as picture files."""
+"""Grids of images, and PNG and GIF files."""
 
 import math
 import shutil
@@ -15,15 +15,15 @@ from ddpm.support.files import written
 
 
 def grid(images: Tensor, columns: int | None = None, least_width: int = 512, gap: int = 2) -> Tensor:
-    """Tiles in rows on white, small ones enlarged by a whole factor without smoothing.
+    """Tile images in rows on white; small ones are enlarged by an integer factor without smoothing.
 
     Args:
         images: uint8 in 0..255, shape (N, C, H, W).
-        columns: tiles in a row; None for about as many rows as columns.
-        least_width: the tiles are enlarged until the picture is about this wide, in pixels.
+        columns: tiles per row; None for about as many rows as columns.
+        least_width: enlarge tiles until the picture is about this wide, in pixels.
         gap: pixels between tiles.
     Returns:
-        uint8, shape (C, rows * height, columns * width) with gaps.
+        uint8, shape (C, rows * height, columns * width) plus gaps.
     """
     n, channels, height, width = images.shape
     columns = columns or math.ceil(math.sqrt(n))
@@ -39,11 +39,11 @@ def grid(images: Tensor, columns: int | None = None, least_width: int = 512, gap
 
 
 def in_rows(images: Tensor, rows: int) -> Tensor:
-    """A grid of `rows` rows in which image i stands in row i mod rows; uint8, as `grid`.
+    """A `grid` of `rows` rows, with image i in row i mod rows.
 
     Args:
         images: uint8 in 0..255, shape (N, C, H, W).
-        rows: how many.
+        rows: number of rows.
     """
     columns = math.ceil(len(images) / rows)
     tiles = images.new_full((columns * rows, *images.shape[1:]), 255)
@@ -53,7 +53,7 @@ def in_rows(images: Tensor, rows: int) -> Tensor:
 
 
 def save_gif(images: Sequence[Tensor], path: Path, seconds: float = 4.0, comment: str = "") -> Path:
-    """Write a moving picture of uint8 images (1 or 3, H, W) that rests on the last one; returns its path."""
+    """Write uint8 images (1 or 3, H, W) as an animated GIF that pauses on the last one; returns its path."""
     frames = [_picture(image) for image in images]
     each = max(20, round(1000 * seconds / len(frames)))
     durations = [each] * (len(frames) - 1) + [1500]
@@ -65,7 +65,7 @@ def save_gif(images: Sequence[Tensor], path: Path, seconds: float = 4.0, comment
 
 
 def save_png(image: Tensor, path: Path, text: Mapping[str, str] | None = None) -> Path:
-    """Write one image, uint8, shape (1 or 3, H, W), with texts by their names; returns its path."""
+    """Write one uint8 image (1 or 3, H, W) as PNG with named text entries; returns its path."""
     texts = PngInfo()
     for name, each in (text or {}).items():
         texts.add_text(name, each)
@@ -76,10 +76,10 @@ def save_png(image: Tensor, path: Path, text: Mapping[str, str] | None = None) -
 
 @contextmanager
 def saving(folder: Path | None, text: Mapping[str, str] | None = None) -> Iterator[Callable[[Tensor, Tensor], None]]:
-    """What writes uint8 images (B, C, H, W) with the indices (B,) and texts as `000007.png` into a folder, if any.
+    """Yield a function that saves uint8 images (B, C, H, W) with indices (B,) as `000007.png` in a folder, if any.
 
-    An interrupt or a full disk leaves what is written. Any other error removes it: if some samples cannot be had, the
-    others are not drawn from the model's distribution.
+    An interrupt or a full disk keeps the images written so far. Any other error removes the folder: if some samples
+    fail, the others do not follow the model's distribution.
     """
 
     def save(images: Tensor, index: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""What a command prints, kept in a file."""
+"""Copy a command's output into a log file."""
 
 import re
 import sys
@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any, TextIO
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
-"""Colours and movements of the cursor."""
+"""Colours and cursor movements."""
 
 
 class Copied:
-    """A stream whose text also goes into a log.
+    """A stream that also writes to a log.
 
     Attributes:
-        original: the stream itself.
+        original: the wrapped stream.
     """
 
     def __init__(self, original: TextIO, log: TextIO) -> None:
@@ -24,7 +24,7 @@ class Copied:
         self._log = log
 
     def write(self, text: str) -> int:
-        """Write to both; the log is spared of colours."""
+        """Write to both; the log gets no colours."""
         self._log.write(ESCAPES.sub("", text))
         return self.original.write(text)
 
@@ -39,7 +39,7 @@ class Copied:
 
 @contextmanager
 def kept(path: Path) -> Iterator[None]:
-    """Append what is printed in the block, and the error that ends it, to a file; bars on a terminal are left out."""
+    """Append the block's output, and any error that ends it, to a file; bars on a terminal are left out."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
         path.open("a", encoding="utf-8", buffering=1) as log,

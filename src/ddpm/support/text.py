@@ -1,4 +1,4 @@
-"""Names of files and classes: in what order, and how they are shown."""
+"""Sort and display names of files and classes."""
 
 import re
 from collections.abc import Sequence
@@ -12,9 +12,7 @@ def natural(name: str) -> tuple[list[str | int], str]:
 
 
 def printable(name: str | Path) -> str:
-    """The name, with escapes in place of what a terminal would act upon or cannot show: control characters, newlines,
-    and bytes that are not UTF-8.
-    """
+    """The name with escapes in place of control characters, newlines and bytes that are not UTF-8."""
     text = str(name)
     if text.isprintable():
         return text
@@ -22,7 +20,7 @@ def printable(name: str | Path) -> str:
 
 
 def numbered(names: Sequence[str], most: int = 12) -> str:
-    """Names with their numbers from 0, in one line; of many the first and the last."""
+    """Names numbered from 0, in one line; long lists are shortened in the middle."""
     if all(name == str(i) for i, name in enumerate(names)):
         return f"0..{len(names) - 1}"
     each = [f"{i} {printable(name)}" for i, name in enumerate(names)]
