@@ -68,7 +68,7 @@ class ImageFolder(Source):
         if channels not in (1, 3):
             raise ValueError(f"channels must be 1 (grey) or 3 (colour), got {channels}")
         if not 0 < test_fraction < 1:
-            raise ValueError(f"test_fraction must be in (0, 1), got {test_fraction}; 0.1 is usual")
+            raise ValueError(f"test_fraction must be in (0, 1), got {test_fraction}; 0.1 is typical")
         if memory_gb < 0:
             raise ValueError(f"memory_gb must be at least 0, got {memory_gb}; 0 decodes every batch from its files")
         self.root = Path(root).expanduser()

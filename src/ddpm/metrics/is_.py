@@ -22,7 +22,7 @@ class InceptionScore(Metric):
 
     def __init__(self, splits: int = 10) -> None:
         if splits < 1:
-            raise ValueError(f"splits must be at least 1, got {splits}; 10 are usual")
+            raise ValueError(f"splits must be at least 1, got {splits}; 10 is typical")
         self.least = self.splits = splits
 
     def __call__(self, samples: Mapping[str, Tensor], real: Mapping[str, Tensor]) -> dict[str, float]:

@@ -23,7 +23,7 @@ class KID(Metric):
         if subsets < 1 or subset_size < 2:
             raise ValueError(
                 f"subsets must be at least 1 and subset_size at least 2, got {subsets} and {subset_size}; "
-                f"100 and 1000 are usual"
+                f"100 and 1000 are typical"
             )
         self.subsets = subsets
         self.subset_size = subset_size

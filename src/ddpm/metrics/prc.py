@@ -21,7 +21,7 @@ class PrecisionRecall(Metric):
 
     def __init__(self, neighbourhood: int = 3) -> None:
         if neighbourhood < 1:
-            raise ValueError(f"neighbourhood must be at least 1, got {neighbourhood}; 3 is usual")
+            raise ValueError(f"neighbourhood must be at least 1, got {neighbourhood}; 3 is typical")
         self.neighbourhood = neighbourhood
         self.least = neighbourhood + 1  # the k-th other than the image itself
 

@@ -76,9 +76,7 @@ class NLL(Evaluation):
         if options.estimator not in ESTIMATORS:
             raise ValueError(f"nll.estimator must be {' or '.join(ESTIMATORS)}, got {options.estimator!r}")
         if options.estimator == "sampled" and options.evaluations < 3:
-            raise ValueError(
-                f"nll.evaluations must be at least 3 for each image, got {options.evaluations}; 10 are usual"
-            )
+            raise ValueError(f"nll.evaluations must be at least 3 per image, got {options.evaluations}; 10 is typical")
         model = chain(subject)
         n = subject.count(options.n_images)
         clip(subject)
