@@ -232,7 +232,7 @@ def test_a_static_graph_trains_the_same_and_refuses_accumulation(bare, compose, 
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     accumulate = ("strategy.static_graph=true", "trainer.accumulate_grad_batches=2")
     refused = compose("train", *bare, *accumulate, f"output_dir='{tmp_path}/refused'")
-    with pytest.raises(ValueError, match=r"does not go with trainer\.accumulate_grad_batches=2"):
+    with pytest.raises(ValueError, match=r"does not work with trainer\.accumulate_grad_batches=2"):
         experiment(refused)
 
 
@@ -315,7 +315,7 @@ def test_a_signal_to_the_first_process_stops_all_at_one_step(bare, tmp_path):
     assert process.returncode == 128 + signal.SIGTERM
     assert "Traceback" not in stderr
     step = torch.load(folder / "last.ckpt", weights_only=True)["global_step"]
-    assert f"SIGTERM: saved after step {step}; to go on: " in stdout
+    assert f"SIGTERM: saved after step {step}; to resume: " in stdout
     waiting.gone(process)
 
 
@@ -351,5 +351,5 @@ def test_impossible_devices_are_refused(asked):
 
 
 def test_several_nodes_ask_for_a_launcher(compose, bare, tmp_path):
-    with pytest.raises(ValueError, match="several nodes are started by torchrun or Slurm"):
+    with pytest.raises(ValueError, match="start several nodes with torchrun or Slurm"):
         experiment(compose("train", *bare, "trainer.num_nodes=2", f"output_dir='{tmp_path}'"))

@@ -68,7 +68,7 @@ def test_images_that_are_too_small_for_a_score_are_refused_before_any_work(monke
     (tmp_path / "checkpoints" / "alexnet-owt-7be5be79.pth").touch()
     check((1, 6, 6), False)
     check((1, 31, 31), True)
-    with pytest.raises(ValueError, match=r"SSIM needs images of 6 pixels a side, got \(6, 5\)"):
+    with pytest.raises(ValueError, match=r"SSIM needs at least 6 pixels per side, got \(6, 5\)"):
         check((1, 6, 5), False)
-    with pytest.raises(ValueError, match=r"LPIPS needs images of 31 pixels a side, got \(28, 28\); leave lpips out"):
+    with pytest.raises(ValueError, match=r"LPIPS needs at least 31 pixels per side, got \(28, 28\); leave lpips out"):
         check((1, 28, 28), True)
