@@ -75,7 +75,7 @@ def lead(entry: str, cfg: DictConfig | None, wanted: int) -> Any:
 
     Args:
         entry: a key of `JOBS`.
-        cfg: the job's configuration; None if there is nothing to do, which the followers are told too.
+        cfg: the job's configuration; None, also sent to the followers, if there is nothing to do.
         wanted: number of processes on this machine; ignored if torchrun or Slurm started them.
     """
     rendezvous.join()
