@@ -392,7 +392,7 @@ def test_classifier_takes_any_size(height, width):
 
 @pytest.mark.parametrize("classes", [None, 0, 1])
 def test_classifier_needs_classes(classes):
-    with pytest.raises(ValueError, match=r"at least 2 classes, this data has [01]; use features=inception"):
+    with pytest.raises(ValueError, match=r"at least 2 classes, but this data has [01]; use features=inception"):
         train_classifier(blobs(8, 0), blobs(8, 1), classes, 256)
 
 

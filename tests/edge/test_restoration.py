@@ -40,7 +40,7 @@ def test_psnr_of_an_image_that_is_met_exactly_is_infinite():
 
 @pytest.mark.parametrize("metric", [psnr, ssim, lpips])
 def test_grey_levels_are_no_images_in_minus_1_to_1(metric, alexnet):
-    with pytest.raises(TypeError, match=r"real numbers in \[-1, 1\], got torch.uint8"):
+    with pytest.raises(TypeError, match=r"floats in \[-1, 1\], got torch.uint8"):
         metric(torch.zeros(1, 1, 32, 32, dtype=torch.uint8), torch.zeros(1, 1, 32, 32))
 
 
