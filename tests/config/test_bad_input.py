@@ -118,7 +118,7 @@ def test_data_of_another_size_than_the_checkpoint(message, trained, tmp_path):
     }
     torch.save(content, tmp_path / "other")
     line = message("evaluate", f"ckpt='{tmp_path}/other'", "metrics=[nll]")
-    assert "the data are (3, 6, 6) with 256 grey levels, but the checkpoint's model is of (1, 8, 8) with 17" in line
+    assert "images are (3, 6, 6) with 256 grey levels, but the checkpoint's model expects (1, 8, 8) with 17" in line
 
 
 @pytest.mark.parametrize("entry", ["train", "evaluate", "sample"])
@@ -147,7 +147,7 @@ def test_an_output_folder_that_cannot_be_made(typed, bare, trained, tmp_path, en
         ("train", ["batchsize=3"], "batchsize"),
         ("train", ["schedule.T=many"], "schedule.T must be int, got 'many'"),
         pytest.param(
-            *("train", ["trainer.devices=2", "trainer.num_nodes=2"], "several nodes are started by torchrun or Slurm"),
+            *("train", ["trainer.devices=2", "trainer.num_nodes=2"], "start several nodes with torchrun or Slurm"),
             marks=pytest.mark.slow,  # starts two processes
         ),
         ("train", ["trainer.devices=0"], "devices=0"),

@@ -171,7 +171,7 @@ def test_a_target_that_does_not_exist_is_one_line(message):
         (["trainer.max_steps=0"], "trainer.max_steps must be at least 1, got 0"),
         (
             ["+trainer.max_epochs=3"],
-            "trainer.max_epochs is set by ddpm itself; trainer.max_steps is the length of a run",
+            "trainer.max_epochs is set by ddpm itself; set the length of a run with trainer.max_steps",
         ),
         (["trainer.accelerator=abacus"], "abacus"),
         (["callbacks.samples.n=0"], "callbacks.samples.n must be at least 1, got 0"),
@@ -318,7 +318,7 @@ def test_every_target_that_training_stores_is_allowed(trained):
         ("evaluate", ["split=validation"], 'split must be "train" or "test"'),
         ("evaluate", ["n_samples=0"], "n_samples must be at least 1, got 0"),
         ("evaluate", ["batch_size=0"], "batch_size must be at least 1, got 0"),
-        ("evaluate", ["device=abacus"], "device=abacus is not to be had here"),
+        ("evaluate", ["device=abacus"], "device=abacus is not available here"),
         ("evaluate", ["seed=-1"], "seed must be at least 0, got -1"),
         ("evaluate", ["metrics=[fid]", "features=eyes"], "features must be one of inception, classifier, got 'eyes'"),
         ("evaluate", ["metrics=[fid]", "sampler=ancestral", "sampler.steps=21"], "sampler.steps=21 is more than"),
@@ -331,7 +331,7 @@ def test_every_target_that_training_stores_is_allowed(trained):
         ("sample", ["n=0"], "n must be at least 1, got 0"),
         ("sample", ["format=gif"], "format must be png or npz, got 'gif'"),
         ("sample", ["weights=best"], "weights must be ema or raw, got 'best'"),
-        ("sample", ["device=abacus"], "device=abacus is not to be had here"),
+        ("sample", ["device=abacus"], "device=abacus is not available here"),
         ("sample", ["seed=-1"], "seed must be at least 0, got -1"),
         ("sample", ["sampler=ancestral", "sampler.steps=21"], "sampler.steps=21 is more than"),
     ],
@@ -358,7 +358,7 @@ def test_the_wrong_kind_of_weights_is_one_line(message, trained, tmp_path):
         ("sample", ("task=interpolate", "labels=[0]"), "task=interpolate takes no labels and no guidance"),
         ("sample", ("task=inverse",), "task=inverse needs operator=..."),
         ("sample", ("operator.size=3", "task=inverse", "solver=dps"), "operator has no _target_"),
-        ("sample", ("operator=inpaint",), "task=grid takes no operator and no solver; task=inverse does"),
+        ("sample", ("operator=inpaint",), "task=grid takes no operator and no solver; use task=inverse"),
         ("sample", ("task=inverse", "operator=inpaint"), "task=inverse needs solver=..."),
         ("sample", ("task=inverse", "operator=colourise", "solver=dps"), "needs images with 3 channels, got 1"),
         ("sample", ("task=inverse", "operator=inpaint", "solver=dps", "draws=0"), "draws must be at least 1, got 0"),
@@ -392,7 +392,7 @@ def conditional(train, tmp_path_factory):
 
 @pytest.mark.parametrize("labels", ["[10]", "[-1]", "[]"])
 def test_labels_that_the_model_does_not_know(message, conditional, labels):
-    assert "labels must be of 0..9, the classes of the model" in message(
+    assert "labels must be in 0..9, the classes of the model" in message(
         "sample", f"ckpt='{conditional}'", f"labels={labels}"
     )
 

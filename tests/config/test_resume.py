@@ -227,7 +227,7 @@ def test_a_callback_is_told_of_no_file_outside_of_the_folder_of_the_run(cfg, tra
     built.trainer.callbacks.append(keeper := ModelCheckpoint(tmp_path, monitor="val/loss"))
     state = {"best_model_path": "a", "best_model_score": None, "best_k_models": {path: torch.tensor(1.0)}}
     content = loading.read(trained) | {"callbacks": {keeper.state_key: state}}
-    with pytest.raises(ValueError, match="leads out of the folder of the run"):
+    with pytest.raises(ValueError, match="leads out of the run's folder"):
         resumable(content, built.module, built.trainer)
 
 
@@ -237,7 +237,7 @@ def test_what_is_resumed_is_what_was_checked_whatever_takes_its_place(cfg, train
     files = experiment(with_options(cfg, {"ckpt": str(mine)})).trainer.strategy.checkpoint_io
     mine.write_bytes(b"another")
     assert files.load_checkpoint(mine)["global_step"] == 2
-    with pytest.raises(ValueError, match="is not what this run was told to resume"):
+    with pytest.raises(ValueError, match="is not the checkpoint to resume"):
         files.load_checkpoint(tmp_path / "hpc_ckpt_1.ckpt")
 
 

@@ -102,7 +102,7 @@ def test_a_gpu_where_there_is_none_is_one_line(monkeypatch, kind, asked):
 
     monkeypatch.setattr(devices.CUDAAccelerator, "auto_device_count", lambda: 0)
     monkeypatch.setattr(devices.CUDAAccelerator, "parse_devices", refuse)
-    with pytest.raises(ValueError, match=f"on {kind} are not to be had: there are 0 GPUs here; .*cpu instead"):
+    with pytest.raises(ValueError, match=f"is not available on {kind}: this machine has 0 GPUs; .*cpu instead"):
         devices.devices(kind, asked)
 
 

@@ -891,7 +891,7 @@ def test_workers_that_cannot_be_started_say_what_to_choose(monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", full)
-    with pytest.raises(ValueError, match=r"num_workers=1 processes .* \(No space left on device; .*; choose fewer"):
+    with pytest.raises(ValueError, match=r"num_workers=1 .* \(No space left on device; .*; choose fewer"):
         next(iter(DataModule(Numbered(), 3, num_workers=1).val_dataloader()))
 
 

@@ -176,10 +176,10 @@ def test_a_signal_saves_and_the_command_that_is_shown_goes_on(bare, whole, env, 
     stdout, stderr = waiting.finish(process)
     assert process.returncode == 128 + signum
     assert "Traceback" not in stderr
-    (line,) = [line for line in stdout.splitlines() if "to go on: " in line]
+    (line,) = [line for line in stdout.splitlines() if "to resume: " in line]
     step = content(folder)["global_step"]
     assert step == 10
-    said, command = line.split("; to go on: ")
+    said, command = line.split("; to resume: ")
     assert said == f"{signum.name}: saved after step {step}"
     assert " 'callbacks=[checkpoint]' " in command
     if signum == signal.SIGTERM:  # the same command after each signal
@@ -202,7 +202,7 @@ def test_a_full_disk_ends_in_one_line_and_leaves_the_last_checkpoint(bare, whole
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert "free some space, or choose another folder; what was written before is kept" in line
+    assert "free some space, or choose another folder; files already written are kept" in line
     assert (folder / "last.ckpt").read_bytes() == before
     assert not list(folder.glob(".last.ckpt.*"))
 
@@ -337,7 +337,7 @@ def test_a_signal_amid_long_work_ends_the_run_and_the_work_is_done_again(working
         working(tmp_path, work)
     assert stopped.value.code == 128 + signal.SIGTERM
     reached = min(step, 5)  # the last step is repeated
-    assert f"SIGTERM: saved after step {reached}; to go on: " in capsys.readouterr().out
+    assert f"SIGTERM: saved after step {reached}; to resume: " in capsys.readouterr().out
     assert content(tmp_path)["global_step"] == reached
     working(tmp_path, work, f"ckpt='{tmp_path}/last.ckpt'")
     assert work.steps == [3, 6]

@@ -146,5 +146,5 @@ def test_a_static_graph_trains_the_same_and_refuses_accumulation(bare, plain, co
     assert_same_weights(tmp_path / "static", plain)
     accumulate = ("strategy.static_graph=true", "trainer.accumulate_grad_batches=2")
     refused = compose("train", *bare, *accumulate, f"output_dir='{tmp_path}/refused'")
-    with pytest.raises(ValueError, match=r"does not go with trainer\.accumulate_grad_batches=2"):
+    with pytest.raises(ValueError, match=r"does not work with trainer\.accumulate_grad_batches=2"):
         experiment(refused)

@@ -408,7 +408,7 @@ def test_classifier_takes_any_size(height, width):
 
 @pytest.mark.parametrize("classes", [None, 0, 1])
 def test_classifier_needs_classes(classes):
-    with pytest.raises(ValueError, match=r"at least 2 classes, this data has [01]; use features=inception"):
+    with pytest.raises(ValueError, match=r"at least 2 classes, but this data has [01]; use features=inception"):
         train_classifier(blobs(8, 0), blobs(8, 1), classes, 256)
 
 
@@ -503,7 +503,7 @@ class Payload:
 def test_code_in_a_weights_file_is_refused_and_does_not_run(tmp_path, read, write):
     path, trace = tmp_path / "weights.pt", tmp_path / "executed"
     write({"format": Payload(trace)}, path)
-    with pytest.raises(ValueError, match="refused without being run") as caught:
+    with pytest.raises(ValueError, match="rejected without being run") as caught:
         read(path)
     assert "\n" not in str(caught.value)
     assert not trace.exists()
@@ -517,7 +517,7 @@ def test_a_truncated_or_foreign_weights_file_is_refused_in_one_line(tmp_path, re
     contents = {
         b"": "truncated",
         buffer.getvalue()[:1500]: "truncated",
-        buffer.getvalue(): "does not hold the weights|is not a classifier's file",
+        buffer.getvalue(): "does not hold the weights|is not a classifier file",
     }
     for content, message in contents.items():
         path.write_bytes(content)
@@ -525,7 +525,7 @@ def test_a_truncated_or_foreign_weights_file_is_refused_in_one_line(tmp_path, re
             read(path)
         assert "\n" not in str(caught.value)
     torch.save(torch.zeros(3), path)
-    with pytest.raises(ValueError, match="holds a Tensor, but weights are a dict"):
+    with pytest.raises(ValueError, match="holds a Tensor instead of a dict of weights"):
         read(path)
 
 

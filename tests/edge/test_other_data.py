@@ -123,7 +123,7 @@ def test_resuming_on_changed_data_is_refused_unless_asked_for(resumed, run, tmp_
     resumed(moved)
     assert "data:" not in capsys.readouterr().out
     fewer(moved)
-    with pytest.raises(ValueError, match=r"with other train images \(45 then, 44 here; .* by other_data=true$"):
+    with pytest.raises(ValueError, match=r"with other train images \(45 then, 44 here; .* with other_data=true$"):
         resumed(moved)
     assert not (tmp_path / "resumed").exists()
     built = resumed(moved, "other_data=true")
@@ -182,5 +182,5 @@ def test_classes_are_printed_stored_and_asked_for_by_name(resumed, compose, run,
 
     assert drawn("[cat,'10',0]") == [2, 1, 0, 2]
     for unknown in ("[dog]", "[10]", "[true]"):
-        with pytest.raises(ValueError, match=rf"labels must be of 0\.\.2, the classes of the model \({NUMBERED}\)"):
+        with pytest.raises(ValueError, match=rf"labels must be in 0\.\.2, the classes of the model \({NUMBERED}\)"):
             drawn(unknown)

@@ -221,7 +221,7 @@ def test_a_signal_to_the_first_process_stops_all_at_one_step(bare, tmp_path):
     assert process.returncode == 128 + signal.SIGTERM
     assert "Traceback" not in stderr
     step = torch.load(folder / "last.ckpt", weights_only=True)["global_step"]
-    assert f"SIGTERM: saved after step {step}; to go on: " in stdout
+    assert f"SIGTERM: saved after step {step}; to resume: " in stdout
     waiting.gone(process)
 
 
@@ -257,5 +257,5 @@ def test_impossible_devices_are_refused(asked):
 
 
 def test_several_nodes_ask_for_a_launcher(compose, bare, tmp_path):
-    with pytest.raises(ValueError, match="several nodes are started by torchrun or Slurm"):
+    with pytest.raises(ValueError, match="start several nodes with torchrun or Slurm"):
         experiment(compose("train", *bare, "trainer.num_nodes=2", f"output_dir='{tmp_path}'"))

@@ -173,9 +173,9 @@ def test_processes_without_the_secret_are_refused(monkeypatch):
 @pytest.mark.parametrize(
     ("code", "said"),
     [
-        ("exit 3", "has ended with status 3"),
-        ("kill -KILL $$", "has ended with SIGKILL"),
-        (f"exit {followers.LEFT_ALONE}", "has lost the others"),
+        ("exit 3", "ended with status 3"),
+        ("kill -KILL $$", "ended with SIGKILL"),
+        (f"exit {followers.LEFT_ALONE}", "lost the other processes"),
         ("exit 0", None),
     ],
 )

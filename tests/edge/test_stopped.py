@@ -76,7 +76,7 @@ def cache(tmp_path, monkeypatch):
 def test_a_full_cache_of_classifiers_is_one_line_that_names_another(cache):
     with (
         full_disk(500),
-        pytest.raises(ValueError, match=r"cannot be kept in .*cache: .*; make room there, or set DDPM_"),
+        pytest.raises(ValueError, match=r"cannot be saved in .*cache: .*; free some space there, or set DDPM_"),
     ):
         classifier.train_classifier(labelled(64), labelled(16), 2, 256)
     assert not list(cache.iterdir())
@@ -143,14 +143,14 @@ def test_an_interrupt_says_what_is_kept_and_how_to_go_on(compose, checkpoint, tm
 
     monkeypatch.setitem(PARTS, "ode", interrupted)
     options = (f"ckpt='{checkpoint}'", f"output_dir='{tmp_path}/out'", "nll.n_images=4")
-    with pytest.raises(KeyboardInterrupt, match=r"^nothing was written; to go on: repeat the command$"):
+    with pytest.raises(KeyboardInterrupt, match=r"^nothing was written; to continue: repeat the command$"):
         evaluate(compose("evaluate", *options, "metrics=[ode]"))
     assert not list(tmp_path.iterdir())
     with pytest.raises(KeyboardInterrupt) as caught:
         evaluate(compose("evaluate", *options, "metrics=[nll,ode]"))
     (folder,) = (tmp_path / "out").iterdir()
     kept = f"kept: metrics.json, terms.npz, terms.png in {os.path.relpath(folder)}"
-    assert str(caught.value) == f"{kept}; to go on: repeat the command with the metrics that are left"
+    assert str(caught.value) == f"{kept}; to continue: repeat the command with the metrics that are left"
 
 
 @pytest.mark.slow
@@ -164,7 +164,7 @@ def test_ctrl_c_while_sampling_is_one_line_and_status_130(checkpoint, tmp_path):
     stdout, stderr = waiting.finish(process)
     assert process.returncode == 130
     assert "Traceback" not in stderr
-    assert re.fullmatch(r"SIGINT: stopped; kept: images in \S+; to go on: repeat the command\n", stdout)
+    assert re.fullmatch(r"SIGINT: stopped; kept: images in \S+; to continue: repeat the command\n", stdout)
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
 
 
@@ -178,4 +178,4 @@ def test_ctrl_c_anywhere_is_one_line_and_status_130(monkeypatch, capsys):
     with pytest.raises(SystemExit) as caught:
         cli.start("evaluate", main)
     assert caught.value.code == 130
-    assert capsys.readouterr().out == "SIGINT: stopped; what was written before is kept\n"
+    assert capsys.readouterr().out == "SIGINT: stopped; files already written are kept\n"

@@ -1,6 +1,6 @@
-"""The three commands: `python train.py ...` in a checkout, `ddpm train ...` where the package is installed.
+"""The three commands: `python train.py ...` in a checkout, `ddpm train ...` with the installed package.
 
-What is heavy to import is imported by the job that needs it, so that `--help` is shown at once.
+Heavy modules are imported by the job that needs them, so that `--help` is fast.
 """
 
 import functools
@@ -27,11 +27,11 @@ from ddpm.setup import resolvers
 from ddpm.setup.schema import CONF
 from ddpm.support.files import expanded
 
-resolvers.register()  # here, so that the processes of Hydra's launchers, which import this file, know them too
+resolvers.register()  # here, because the processes of Hydra's launchers import this file
 
 
 def job(main: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
-    """Ends a single run at an error that its message explains; in a sweep Hydra says which job it was."""
+    """Turn user errors of a single run into a one-line exit; in a sweep, Hydra reports which job failed."""
 
     @functools.wraps(main)
     def wrapped(cfg: DictConfig) -> None:
@@ -71,10 +71,10 @@ COMMANDS = {"train": train, "evaluate": evaluate, "sample": sample}
 USAGE = """Denoising diffusion probabilistic models.
 
   ddpm train ...       train a model; resume a run
-  ddpm evaluate ...    FID, IS, bits/dim and more of a checkpoint
-  ddpm sample ...      samples of a checkpoint, and what else sampling does
+  ddpm evaluate ...    compute FID, IS, bits/dim and more for a checkpoint
+  ddpm sample ...      sample from a checkpoint, interpolate, solve inverse problems
 
-  ddpm train --help    options of a command
+  ddpm train --help    list the options of a command
   ddpm --version"""
 
 
@@ -93,28 +93,28 @@ def main() -> None:
 
 
 def run(name: str) -> None:
-    """Run a command with what is typed behind it."""
+    """Run a command with the arguments in `sys.argv`."""
     start(name, hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(COMMANDS[name]))
 
 
 def start(name: str, main: Callable[[], None]) -> None:
-    """Run a command; what a user got wrong is one line, without a stack trace unless HYDRA_FULL_ERROR=1.
+    """Run a command; user errors end in one line, without a stack trace unless HYDRA_FULL_ERROR=1.
 
     Args:
-        name: of the command.
-        main: Hydra's; it calls `lead` for each job.
+        name: name of the command.
+        main: Hydra's main function, which calls `lead` for each job.
     """
     os.environ[FULL] = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises errors instead of printing them
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")  # where a terminal knows ASCII alone
+            stream.reconfigure(errors="replace")  # for terminals that support only ASCII
     if os.path.expanduser("~") == "~":
-        sys.exit("error: there is no home directory, where caches and settings of libraries are; set HOME to a folder")
+        sys.exit("error: there is no home directory for the caches and settings of libraries; set HOME to a folder")
     allocator.keep_memory()
     module_path.hand_down()
     try:
-        # As a shell does it for NAME=~/...; the grammar of Hydra's values has no ~ without quotes.
+        # Expand NAME=~/... as a shell does; Hydra's grammar does not allow an unquoted ~ in values.
         sys.argv = [re.sub("^([^=]+=)(~.*)", lambda given: given[1] + expanded(given[2]), each) for each in sys.argv]
         if {"WORLD_SIZE", "SLURM_STEP_NUM_TASKS"} & {*os.environ}:
             from ddpm.commands import followers
@@ -122,7 +122,7 @@ def start(name: str, main: Callable[[], None]) -> None:
             followers.start(name, main)
         else:
             main()
-    except BrokenPipeError:  # whoever read the output, such as `head`, has ended
+    except BrokenPipeError:  # the program reading the output, such as `head`, has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except EXPLAINED as error:
@@ -132,12 +132,12 @@ def start(name: str, main: Callable[[], None]) -> None:
     except KeyboardInterrupt as stop:
         if full():
             raise
-        print(f"SIGINT: stopped; {str(stop) or 'what was written before is kept'}")
+        print(f"SIGINT: stopped; {str(stop) or 'files already written are kept'}")
         sys.exit(128 + signal.SIGINT)
 
 
 def lead(name: str, cfg: DictConfig | None) -> Any:
-    """Carry out the job of a command, on as many processes as it asks for; None is nothing to do."""
+    """Run the job of a command on as many processes as it requests; None means that there is nothing to do."""
     from ddpm.commands import followers
     from ddpm.lit.devices import devices
 
@@ -150,7 +150,7 @@ def lead(name: str, cfg: DictConfig | None) -> Any:
 
 
 def _leave_what_is_asked(sampler: DictConfig) -> None:
-    """Take the defaults that nobody has typed out of a chosen sampler: the training run's values come before them."""
+    """Remove a sampler's defaults unless they were typed: values from the training run take precedence."""
     from ddpm.setup import build
 
     typed = OverridesParser.create().parse_overrides([*HydraConfig.get().overrides.task])
@@ -161,7 +161,7 @@ def _leave_what_is_asked(sampler: DictConfig) -> None:
 
 
 def check(cfg: DictConfig) -> None:
-    """Refuse keys that no schema has, and values that are missing; write out `~` in paths, and the file of `ckpt`.
+    """Reject unknown keys and missing values; expand `~` in paths, and resolve `ckpt` to a file.
 
     Raises:
         ValueError: naming them.
@@ -178,7 +178,7 @@ def check(cfg: DictConfig) -> None:
 
 
 def _expand(node: DictConfig | ListConfig) -> None:
-    """Put the home directory in place of `~`, with which no value begins but a path."""
+    """Replace a leading `~` by the home directory; no value except a path begins with it."""
     for key in list(node) if isinstance(node, DictConfig) else range(len(node)):
         value = None if OmegaConf.is_interpolation(node, key) else node[key]
         if isinstance(value, str) and value.startswith("~"):
@@ -188,7 +188,7 @@ def _expand(node: DictConfig | ListConfig) -> None:
 
 
 def _check_keys(cfg: DictConfig, path: str = "") -> None:
-    """Hydra lets `+key=value` add a key that the schema does not have, and advises it for one that is misspelt."""
+    """Reject keys that are not in the schema: Hydra accepts `+key=value`, and suggests it for misspelt keys."""
     schema = OmegaConf.get_type(cfg)
     if schema is None or not is_dataclass(schema):
         return

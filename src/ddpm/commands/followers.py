@@ -1,8 +1,8 @@
-"""The first process leads: how the others are started, follow, and end.
+"""The leader, the first process, and its followers: how they start, run jobs and end.
 
-The leader alone runs Hydra. It sends the resolved configuration of each job to the followers, and all carry it out
-together, so that a sweep stays one sweep and a job one folder. torchrun and Slurm start all processes themselves;
-otherwise the leader starts followers for every job that asks for several devices.
+Only the leader runs Hydra. It broadcasts the resolved configuration of each job to the followers, and all processes run
+the job together, so a sweep remains one sweep and a job has one folder. torchrun and Slurm start all processes
+themselves; otherwise the leader starts followers for every job that requests several devices.
 """
 
 import importlib
@@ -36,28 +36,28 @@ JOBS = {
     "evaluate": ("ddpm.commands.evaluate", "evaluate"),
     "sample": ("ddpm.commands.sample", "sample"),
 }
-"""What each entry point carries out: module and function."""
+"""Entry point -> module and function of its job."""
 NOTHING: dict[str, Any] = {}
-"""Sent in place of a configuration when a job has nothing to do."""
+"""Broadcast instead of a configuration when a job has nothing to do."""
 GRACE = 15.0
-"""Seconds that the other processes are given to end by themselves."""
+"""Seconds that other processes get to end by themselves."""
 LEFT_ALONE = 75
-"""Exit status of a follower that ends because another process has."""
+"""Exit status of a follower that ends because another process has ended."""
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
-"""The network interface that other machines do not reach."""
+"""The network interface that other machines cannot reach."""
 PROGRAM = (
     "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); "
     "from ddpm.commands import followers; followers.follower(*sys.argv[1:])"
 )
-"""What a follower runs, which finds its modules where the leader does."""
+"""The program of a follower; it uses the leader's module search path."""
 
 
 def start(entry: str, main: Callable[[], None]) -> None:
-    """Run an entry point: lead, or follow the process that does.
+    """Run an entry point as the leader or as a follower.
 
     Args:
         entry: a key of `JOBS`.
-        main: calls `lead` for each job; run by the leader alone.
+        main: calls `lead` for each job; only the leader runs it.
     """
     rank = rendezvous.join().rank
     if rank > 0:
@@ -71,12 +71,12 @@ def start(entry: str, main: Callable[[], None]) -> None:
 
 
 def lead(entry: str, cfg: DictConfig | None, wanted: int) -> Any:
-    """Carry out a job on as many processes as are wanted, or as there are.
+    """Run a job on the requested number of processes, or on those already connected.
 
     Args:
         entry: a key of `JOBS`.
-        cfg: the job's configuration; None if there is nothing to do, which the other processes wait to hear.
-        wanted: processes of this machine; where torchrun or Slurm started them, these are taken.
+        cfg: the job's configuration; None, also sent to the followers, if there is nothing to do.
+        wanted: number of processes on this machine; ignored if torchrun or Slurm started them.
     """
     rendezvous.join()
     if dist.is_initialized() or wanted == 1:
@@ -94,7 +94,7 @@ def _carry_out(entry: str, cfg: DictConfig | None) -> Any:
 
 
 def _follow(entry: str) -> None:
-    """Carry out what the leader sends until it sends nothing; only errors are said aloud."""
+    """Run the jobs that the leader sends until it sends None; print nothing but errors."""
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the rest of the process)
     with losses():
         while (config := agreed(None)) is not None:
@@ -104,10 +104,10 @@ def _follow(entry: str) -> None:
 
 @contextmanager
 def _explained(tell: Callable[[str, bool], object]) -> Iterator[None]:
-    """End this follower at an error that its message explains, as the leader ends.
+    """Exit this follower with one line on a user error, as the leader does.
 
     Args:
-        tell: called with the line, and whether it is another process that has failed.
+        tell: called with the line, and whether it was another process that failed.
     """
     try:
         yield
@@ -128,10 +128,10 @@ def _job(entry: str, cfg: Any) -> Any:
 
 @contextmanager
 def _followers(entry: str, n: int) -> Iterator[None]:
-    """n - 1 processes beside this one, connected with it, that end with it.
+    """Run n - 1 other processes, connected with this one, for the duration of a block.
 
     Raises:
-        ChildProcessError: one has failed; what it says, or how it ended.
+        ChildProcessError: with the error message of a process that failed, or how it ended.
     """
     threads = torch.get_num_threads()
     own = {
@@ -184,16 +184,16 @@ class _Team:
             self.children.append(subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL))
 
     def check(self, grace: float = 0.0) -> None:
-        """Raise what is known of a failure; wait some seconds for its cause if need be.
+        """Raise an error if a follower has failed; wait up to `grace` seconds for its cause.
 
         Raises:
-            ChildProcessError: with what the follower that has failed says, or how it ended.
+            ChildProcessError: with the error message of a follower that failed, or how it ended.
         """
         until = time.monotonic() + grace
         while not (found := self._causes()) and time.monotonic() < until:
             time.sleep(0.05)
         ended = {rank: child.poll() for rank, child in enumerate(self.children, 1)}
-        found += [f"process {rank} has lost the others" for rank, code in ended.items() if code == LEFT_ALONE]
+        found += [f"process {rank} lost the other processes" for rank, code in ended.items() if code == LEFT_ALONE]
         if found:
             raise ChildProcessError(found[0])
 
@@ -203,11 +203,11 @@ class _Team:
             code = child.poll()
             if code is not None and code not in (0, LEFT_ALONE):
                 how = f"status {code}" if code > 0 else signal.Signals(-code).name
-                said.append(f"process {rank} has ended with {how}")
+                said.append(f"process {rank} ended with {how}")
         return said
 
     def end(self, grace: float) -> None:
-        """Give the followers some seconds to end by themselves, and forget them."""
+        """Wait up to `grace` seconds for the followers to end, kill the rest, and remove the folder."""
         until = time.monotonic() + grace
         for child in self.children:
             try:
@@ -219,7 +219,7 @@ class _Team:
 
 
 def _watch(team: _Team, done: threading.Event) -> None:
-    """End this process if another has failed and this one does not notice, waiting for it."""
+    """End this process if a follower has failed while this process is stuck waiting for it."""
     while not done.wait(1.0):
         if any(child.poll() for child in team.children):
             if done.wait(GRACE):
@@ -233,14 +233,14 @@ def _watch(team: _Team, done: threading.Event) -> None:
 
 
 def follower(entry: str, folder: str, leader: str) -> None:
-    """What a follower that the leader has started runs."""
+    """The main function of a follower that the leader started."""
     watch = threading.Thread(target=_end_with, args=(int(leader), folder), daemon=True)
     watch.start()
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
     def tell(said: str, lost: bool) -> None:
         if lost:
-            watch.join(GRACE)  # clears up if the leader is gone
+            watch.join(GRACE)  # cleans up if the leader is gone
         else:
             with written(Path(folder) / f"{rank}.error") as temporary:
                 temporary.write_text(f"process {rank}: {said.removeprefix('error: ')}")
@@ -252,7 +252,7 @@ def follower(entry: str, folder: str, leader: str) -> None:
 
 
 def _end_with(leader: int, folder: str) -> None:
-    """End this process when the leader, its parent, is gone, however it went, and clear up behind it."""
+    """End this process once the leader, its parent, is gone for whatever reason, and remove the folder."""
     while os.getppid() == leader:
         time.sleep(1.0)
     shutil.rmtree(folder, ignore_errors=True)

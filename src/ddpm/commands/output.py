@@ -1,4 +1,4 @@
-"""The new folder that evaluate.py and sample.py write their results into."""
+"""The new folder for the results of evaluate.py and sample.py."""
 
 import time
 from collections.abc import Iterator
@@ -12,17 +12,17 @@ from ddpm.support import files
 
 @contextmanager
 def new_folder(parent: Path, name: str, leads: bool = True, again: str = "repeat the command") -> Iterator[Path]:
-    """A folder that did not exist before, for what a job writes; at the end it is said what that is.
+    """Create a new folder for the output of a job; at the end, print what was written.
 
-    An error or an interrupt leaves what is finished, and no empty folder.
+    An error or an interrupt leaves the finished files, but no empty folder.
 
     Args:
-        parent: where it is made.
-        name: its first word; the time of day follows, and a number if need be.
-        leads: whether this process makes it; the others are told where it is.
-        again: what to do for the rest after an interrupt.
+        parent: where to create it.
+        name: first part of its name; date and time follow, and a number if needed.
+        leads: whether this process creates it; the others receive its path.
+        again: what to do after an interrupt to get the rest.
     Raises:
-        KeyboardInterrupt: with what is kept, and how to go on.
+        KeyboardInterrupt: with what is kept, and how to continue.
     """
     made = [each for each in (parent, *parent.parents) if not each.exists()] if leads else []
     folder = Path(processes.agreed(str(_new_folder(parent, name)) if leads else None))
@@ -31,12 +31,14 @@ def new_folder(parent: Path, name: str, leads: bool = True, again: str = "repeat
     except BaseException as error:
         if not leads:
             raise
-        with suppress(OSError):  # what is not empty stays
+        with suppress(OSError):  # folders that are not empty stay
             for each in (folder, *made):
                 each.rmdir()
         kept = f"kept: {_listed(folder)}" if folder.exists() else "nothing was written"
         if isinstance(error, KeyboardInterrupt):
-            raise KeyboardInterrupt(f"{kept}; to go on: {again if folder.exists() else 'repeat the command'}") from None
+            raise KeyboardInterrupt(
+                f"{kept}; to continue: {again if folder.exists() else 'repeat the command'}"
+            ) from None
         if folder.exists():
             print(kept)
         raise
@@ -45,7 +47,7 @@ def new_folder(parent: Path, name: str, leads: bool = True, again: str = "repeat
 
 
 def _listed(folder: Path) -> str:
-    """The names of what is in a folder, and where that is."""
+    """The names of the files in a folder, and its path."""
     return f"{', '.join(sorted(path.name for path in folder.iterdir()))} in {shown(folder)}"
 
 

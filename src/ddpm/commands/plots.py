@@ -1,4 +1,4 @@
-"""Plots of results, by Matplotlib."""
+"""Plots of results, drawn with Matplotlib."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,14 +13,14 @@ from ddpm.support.pictures import grid
 
 
 def save(figure: Figure, path: Path, text: Mapping[str, str] | None = None) -> Path:
-    """Write a figure as PNG, with texts by their names; returns its path."""
+    """Write a figure as PNG, with `text` as its metadata; returns its path."""
     with written(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150, metadata=dict(text or {}))
     return path
 
 
 def terms(times: Tensor, bits: Tensor) -> Figure:
-    """Each term of the bound over t.
+    """Each term of the bound against t.
 
     Args:
         times: t, increasing, shape (S,).
@@ -52,10 +52,10 @@ def rate_distortion(curve: RateDistortion) -> Figure:
 
 
 def guidance(rows: Sequence[Mapping[str, float]]) -> Figure:
-    """FID, over all classes and within one, and the accuracy of the classes, against the scale of guidance.
+    """FID, of all classes and within one class, and class accuracy, against the guidance scale.
 
     Args:
-        rows: of `guidance`, `fid` and, where they are known, `fid_class_mean` and `accuracy`.
+        rows: `guidance`, `fid` and, if known, `fid_class_mean` and `accuracy`.
     """
     w = [row["guidance"] for row in rows]
     panels: list[dict[str, str]] = [{"fid": "all classes", "fid_class_mean": "one class, mean"}]
@@ -66,7 +66,7 @@ def guidance(rows: Sequence[Mapping[str, float]]) -> Figure:
         for name, label in curves.items():
             if name in rows[0]:
                 axes.plot(w, [row[name] for row in rows], marker="o", label=label)
-        axes.set(xlabel="guidance w", ylabel="FID" if "fid" in curves else "accuracy of the classes asked for")
+        axes.set(xlabel="guidance w", ylabel="FID" if "fid" in curves else "accuracy of the requested classes")
         if len(curves) > 1:
             axes.legend()
         _plain(axes)

@@ -1,4 +1,4 @@
-"""Samples of a checkpoint, and what else can be done by sampling."""
+"""Samples from a checkpoint, and other tasks that use a sampler."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,11 +18,11 @@ TASKS: dict[str, Callable[[Subject], Callable[[Path], None]]] = {
     "inverse": inverse.prepare,
 }
 SHARED = ("grid", "inverse")
-"""Tasks that several processes share; the others, which are short, are done by the first."""
+"""Tasks that run on several processes; the others, which are short, run on the first."""
 
 
 def sample(cfg: Any) -> Path:
-    """Do the task that is asked for; what it writes goes into a new folder, which is returned.
+    """Run the requested task; returns the new folder that it wrote.
 
     Args:
         cfg: a `SampleConfig`.
@@ -33,9 +33,9 @@ def sample(cfg: Any) -> Path:
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     if cfg.task not in WITH_CLASSES and (cfg.labels is not None or cfg.guidance != 0):
-        raise ValueError(f"task={cfg.task} takes no labels and no guidance; {', '.join(WITH_CLASSES)} do")
+        raise ValueError(f"task={cfg.task} takes no labels and no guidance; use task={' or '.join(WITH_CLASSES)}")
     if cfg.task != "inverse" and (cfg.operator or cfg.solver):
-        raise ValueError(f"task={cfg.task} takes no operator and no solver; task=inverse does")
+        raise ValueError(f"task={cfg.task} takes no operator and no solver; use task=inverse")
     if cfg.input in ("train", "test"):
         cfg.split, cfg.input = cfg.input, None
     of = subject(cfg)

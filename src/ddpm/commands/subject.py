@@ -1,4 +1,4 @@
-"""What evaluate.py and sample.py are about: a checkpoint, its data, and the options."""
+"""What evaluate.py and sample.py work on: a checkpoint, its data and the options."""
 
 import json
 import os
@@ -24,24 +24,24 @@ from ddpm.setup import build, loading, speed
 from ddpm.support.text import numbered
 
 WITH_CLASSES = ("grid", "progressive")
-"""Tasks that sample classes of a conditional model; the others use it as the unconditional model that it also is."""
+"""Tasks that take labels; the others use a conditional model as an unconditional one."""
 IN_PICTURES = ("sha256", "step", "weights", "task", "seed", "sampler", "labels", "guidance", "guidance_interval")
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A checkpoint with what belongs to it; data are loaded when they are asked for.
+    """An opened checkpoint with its sampler and its data, which is loaded on first use.
 
     Attributes:
         cfg: an `EvaluateConfig` or a `SampleConfig`.
-        config: of the training run, from the checkpoint.
+        config: configuration of the training run, from the checkpoint.
         model: in evaluation mode, on its device.
-        seed: of the noise.
+        seed: seed of the noise.
         step: optimizer steps that the model was trained for.
-        sha256: of the checkpoint's file.
-        share: of this process.
-        of_training: split -> whether its images are those of the training run, None if that cannot be told; of the
-            splits that were loaded, on the process that leads.
+        sha256: hash of the checkpoint file.
+        share: this process's share of the work.
+        of_training: split -> whether its images are those of the training run, None if unknown; only loaded splits,
+            on the leader.
     """
 
     cfg: Any
@@ -55,23 +55,23 @@ class Subject:
 
     @property
     def leads(self) -> bool:
-        """Whether this process writes what belongs to all, and shows progress."""
+        """Whether this process writes shared files and shows progress."""
         return self.share.rank == 0
 
     @property
     def device(self) -> torch.device:
-        """The model's."""
+        """The device of the model."""
         return self.model.process.times.device
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of an image, (C, H, W)."""
+        """The shape of an image, (C, H, W)."""
         channels, height, width = self.config["image"]["shape"]
         return channels, height, width
 
     @property
     def origin(self) -> dict[str, Any]:
-        """Which weights results are of."""
+        """The checkpoint, weights and seed behind the results."""
         return {
             "checkpoint": os.path.abspath(self.cfg.ckpt),
             "sha256": self.sha256,
@@ -82,7 +82,7 @@ class Subject:
 
     @cached_property
     def made_by(self) -> dict[str, Any]:
-        """What made the results of sample.py: which weights, and every option."""
+        """How the results of sample.py were made: `origin` and the options."""
         options = OmegaConf.to_container(self.cfg, resolve=True)
         assert isinstance(options, dict)
         left_out = {"ckpt", "output_dir", "trusted"}
@@ -95,24 +95,24 @@ class Subject:
 
     @cached_property
     def text(self) -> dict[str, str]:
-        """`made_by` for a picture, which may travel: no path of this machine."""
+        """A short form of `made_by` for pictures, which may be shared: no path of this machine."""
         named = {name: self.made_by[name] for name in IN_PICTURES}
         return {"ddpm": json.dumps({"checkpoint": os.path.basename(self.cfg.ckpt)} | named)}
 
     @cached_property
     def sampler_config(self) -> Any:
-        """Of the sampler that is asked for, where it is, and of that of the training run."""
+        """Configuration of the requested sampler, completed from the training run's."""
         asked: Any = OmegaConf.to_container(self.cfg.sampler, resolve=True)
         return build.instead(asked, self.config["sampler"])
 
     @cached_property
     def sampler(self) -> Sampler:
-        """What the configuration describes, for the model's chain."""
+        """The configured sampler, checked against the model's chain."""
         return build.sampler(self.sampler_config, self.model.process)
 
     @cached_property
     def sampled(self) -> Diffusion:
-        """The model as it is sampled from: as fast as `cfg.speed` allows."""
+        """The model for sampling, as fast as `cfg.speed` allows."""
         sampled = speed.sampling(self.model, self.cfg.speed)
         if self.cfg.compile:
             sampled.network.compile()
@@ -120,7 +120,7 @@ class Subject:
 
     @property
     def sampled_dtype(self) -> str:
-        """In what the network computes when it is sampled from."""
+        """The data type in which the network computes during sampling."""
         return "bfloat16" if isinstance(self.sampled.network, speed.BFloat16) else "float32"
 
     @property
@@ -130,11 +130,11 @@ class Subject:
 
     @property
     def labels(self) -> Tensor:
-        """The classes to sample, in turn: those that are asked for, or all, int64, shape (L,)."""
+        """The classes to sample in turn: the requested ones, or all, int64, shape (L,)."""
         asked, known, names = self.cfg.labels, self.model.classes, self.config["image"].get("class_names", [])
         if asked is not None and not known:
             raise ValueError(
-                f"labels={list(asked)} need a conditional model, and that of {self.cfg.ckpt} is unconditional; train "
+                f"labels={list(asked)} need a conditional model, but {self.cfg.ckpt} holds an unconditional one; train "
                 f"one with conditioning=class"
             )
         if asked is None:
@@ -142,22 +142,22 @@ class Subject:
         found = [names.index(label) if label in names else label for label in asked]
         wrong = [label for label in found if type(label) is not int or not 0 <= label < known]
         if wrong or not found:
-            called = numbered(names) if names else "its checkpoint keeps no names"
+            called = numbered(names) if names else "the checkpoint has no class names"
             raise ValueError(
-                f"labels must be of 0..{known - 1}, the classes of the model ({called}), got {wrong or 'none'}"
+                f"labels must be in 0..{known - 1}, the classes of the model ({called}), got {wrong or 'none'}"
             )
         return torch.tensor(found)
 
     def classes(self, labels: Tensor) -> Classes:
-        """Samples of the classes `labels`, in turn, with the guidance that is asked for."""
+        """The classes `labels`, to sample in turn with the requested guidance."""
         interval = self.cfg.guidance_interval
         return Classes(labels, Guidance(self.cfg.guidance, None if interval is None else tuple(interval)))
 
     @cached_property
     def source(self) -> Source:
-        """Where the training run's images come from, or `cfg.data_root` if that is given.
+        """The training run's source of images, or the same source at `cfg.data_root` if that is given.
 
-        Only there is anything downloaded: a checkpoint does not decide where files are written.
+        Data is downloaded only to `cfg.data_root`: a checkpoint does not decide where files are written.
         """
         config = self.config["data"]
         if self.cfg.data_root is not None:
@@ -167,8 +167,8 @@ class Subject:
             build.fetch(source)
         if (source.shape, source.levels) != (self.shape, self.model.levels):
             raise ValueError(
-                f"the data are {source.shape} with {source.levels} grey levels, but the checkpoint's model is of "
-                f"{self.shape} with {self.model.levels}; evaluate it on data like those it was trained on"
+                f"images are {source.shape} with {source.levels} grey levels, but the checkpoint's model expects "
+                f"{self.shape} with {self.model.levels}; use data like the training data"
             )
         build.check_classes(source, self.config["image"])
         if self.leads:
@@ -203,14 +203,14 @@ class Subject:
         return self.train if self.cfg.split == "train" else self.test
 
     def count(self, n: int | None) -> int:
-        """How many images of the split n asks for; None asks for all."""
+        """The number of images to use: n, at most the whole split; None uses all."""
         found = len(self.split) if n is None else min(n, len(self.split))
         if found < self.share.world:
-            raise ValueError(f"{found} images are fewer than the {self.share.world} processes; take fewer devices")
+            raise ValueError(f"{found} images are too few for {self.share.world} processes; use fewer devices")
         return found
 
     def noise(self, indices: Sequence[int]) -> IndexedNoise:
-        """Of the samples with these indices."""
+        """The noise of the samples with these indices."""
         return IndexedNoise(self.seed, Stream.SAMPLES, indices, self.shape, self.device)
 
     def real(self, indices: Sequence[int]) -> Tensor:
@@ -223,12 +223,12 @@ class Subject:
         return to_unit(self.split.pixels(list(indices)), self.model.levels).to(self.device)
 
     def grey(self, x: Tensor) -> Tensor:
-        """x about in [-1, 1] as uint8 in 0..255, on the CPU."""
+        """Images x, roughly in [-1, 1], as uint8 in 0..255 on the CPU."""
         return as_uint8(to_pixels(x, self.model.levels), self.model.levels).cpu()
 
 
 def subject(cfg: Any) -> Subject:
-    """The checkpoint `cfg.ckpt`, with the weights, device and seed that are asked for."""
+    """Open the checkpoint `cfg.ckpt` with the requested weights, device and seed."""
     check_split(cfg.split)
     speed.check(cfg.speed)
     if cfg.seed is not None and cfg.seed < 0:
@@ -237,8 +237,8 @@ def subject(cfg: Any) -> Subject:
     model = loading.model(content, cfg.weights).to(device(cfg.device))
     if not model.classes and (cfg.guidance != 0 or cfg.guidance_interval is not None):
         raise ValueError(
-            f"guidance={cfg.guidance:g} needs a conditional model, and that of {cfg.ckpt} is unconditional; train one "
-            f"with conditioning=class"
+            f"guidance={cfg.guidance:g} needs a conditional model, but {cfg.ckpt} holds an unconditional one; train "
+            f"one with conditioning=class"
         )
     Guidance(cfg.guidance, cfg.guidance_interval)
     speed.arrange(model.network, cfg.speed, model.process.times.device)
@@ -248,10 +248,10 @@ def subject(cfg: Any) -> Subject:
 
 
 def device(name: str) -> torch.device:
-    """The device called `name`, this process's if there are several; `auto` is the GPU if there is one."""
+    """The device called `name`, this process's own if there are several; `auto` is the GPU if there is one."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device={name} is not to be had here; use device=cpu, cuda or auto") from error
+        raise ValueError(f"device={name} is not available here; use device=cpu, device=cuda or device=auto") from error

@@ -1,4 +1,4 @@
-"""What happens between two steps."""
+"""The callback that acts between two steps."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,20 +16,20 @@ from ddpm.setup.run_folder import LAST, METRICS, rows
 
 
 class BetweenSteps(lightning.Callback):
-    """Obeys a signal, writes the checkpoint, and lets the periodic callbacks act, in this order, on all processes.
+    """Handles signals, writes checkpoints and runs the periodic callbacks, in this order, on every process.
 
-    A checkpoint is written before callbacks act, so that a run that is stopped or killed amid their work resumes with
-    that work. Only the checkpoint of the last step follows it, since a finished run is not resumed: whoever stops its
-    last work resumes at the step before.
+    The checkpoint comes before the callbacks, so a run that is stopped or killed while they run repeats them when it is
+    resumed. Only the checkpoint of the last step comes after them, because a finished run is not resumed: a run stopped
+    during its last callbacks resumes one step earlier.
 
     Args:
-        signals: what asks the run to stop.
-        begin: called by the first process when nothing can be refused any more, with the number of rows of the log
-            that the checkpoint knows of, None without a checkpoint.
+        signals: the signals that ask the run to stop.
+        begin: called by the first process once all checks have passed, with the number of log rows that the checkpoint
+            covers, None without a checkpoint.
 
     Attributes:
-        signals: what asks the run to stop.
-        saved: the step of `last.ckpt` in the run's folder, -1 before there is one.
+        signals: the signals that ask the run to stop.
+        saved: step of `last.ckpt` in the run's folder, -1 before there is one.
     """
 
     def __init__(self, signals: Signals, begin: Callable[[int | None], None]) -> None:
@@ -37,17 +37,17 @@ class BetweenSteps(lightning.Callback):
         self.saved = -1
         self._begin = begin
         self._state: dict[str, Any] | None = None
-        self._acted = -1  # the step after which the callbacks have acted
-        self._batches = 0  # of validation, that every process has
+        self._acted = -1  # the last step after which the callbacks ran
+        self._batches = 0  # validation batches that every process has
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint says of its moment, of which `on_save_checkpoint` knows more."""
+        """Placeholder for the entry that `on_save_checkpoint` fills in."""
         return {"rows": 0, "acted": False}
 
     def on_save_checkpoint(  # type: ignore[override]
         self, trainer: lightning.Trainer, pl_module: DDPM, checkpoint: dict[str, Any]
     ) -> None:
-        """Say how long the log is, and whether the callbacks have acted after this step."""
+        """Store the length of the log, and whether the callbacks have run after this step."""
         for logger in trainer.loggers:
             logger.save()
         checkpoint["callbacks"][self.state_key] = {
@@ -56,7 +56,7 @@ class BetweenSteps(lightning.Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take what a checkpoint says, which has been checked."""
+        """Restore a checkpoint's entry, which has been checked."""
         self._state = {"rows": int(state_dict["rows"]), "acted": state_dict["acted"]}
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: DDPM) -> None:  # type: ignore[override]
@@ -66,10 +66,10 @@ class BetweenSteps(lightning.Callback):
             self.saved = step
         recorded = {name for callback in _periodic(trainer) for name in callback.labels}
         for callback in monitoring(trainer, recorded):
-            vars(callback)["on_validation_end"] = _nothing  # before its own, which `Periodic.record` calls
+            vars(callback)["on_validation_end"] = _nothing  # hides its method, which `Periodic.record` calls instead
         if trainer.is_global_zero:
             self._begin(None if self._state is None else self._state["rows"])
-        self.signals.install()  # once more, after Lightning has set a handler that would stop each process elsewhere
+        self.signals.install()  # again: Lightning's own handler would stop each process at a different point
         self.signals.held = True
 
     def on_train_batch_start(  # type: ignore[override]
@@ -95,19 +95,19 @@ class BetweenSteps(lightning.Callback):
         if batch_idx < self._batches and (signum := most(self.signals.asked)):
             progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
             progress.current.reset()  # the resumed run validates from the first batch
-            progress.increment_started()  # which Lightning takes for having been stopped amid validation
+            progress.increment_started()  # tells Lightning that it was stopped during validation
             self._save(trainer, pl_module)
             raise Interrupted(signum)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: DDPM) -> None:  # type: ignore[override]
         signum = most(self.signals.asked)
-        if trainer.global_step < trainer.max_steps:  # the time is up
+        if trainer.global_step < trainer.max_steps:  # stopped early, for instance by trainer.max_time
             self._save(trainer, pl_module)
         if signum:
             raise Interrupted(signum)
         if self._acted != trainer.global_step:
             self._act(trainer, pl_module, _periodic(trainer))
-        self.saved = -1  # what is there says that the callbacks have not acted
+        self.saved = -1  # the one on disk says that the callbacks have not run
         self._save(trainer, pl_module)
 
     def _save(self, trainer: lightning.Trainer, module: DDPM) -> None:
@@ -127,7 +127,7 @@ class BetweenSteps(lightning.Callback):
 
 
 def _nothing(*args: Any) -> None:
-    """In place of a look at metrics that are recorded after validation."""
+    """Replaces `on_validation_end` of callbacks whose metrics are recorded after validation."""
 
 
 def _periodic(trainer: lightning.Trainer) -> list[Periodic]:

@@ -1,7 +1,7 @@
-"""The data as Lightning wants it.
+"""The LightningDataModule.
 
 Training is one Lightning epoch of max_steps * accumulate_grad_batches micro-batches; the loader starts at the
-one that global_step stands for. Pixels travel as uint8, a quarter of the bytes, and are scaled on the device.
+one that belongs to global_step. Pixels are sent as uint8, a quarter of the bytes, and scaled on the device.
 """
 
 from collections.abc import Iterator
@@ -22,17 +22,17 @@ from ddpm.parallel import processes
 
 
 class Batch(NamedTuple):
-    """What a step of the LightningModule is given."""
+    """A batch, as the LightningModule receives it."""
 
     x_0: Tensor
-    """Images in [-1, 1], float32, shape (B, C, H, W); uint8 levels before they are on the device."""
+    """Images in [-1, 1], float32, shape (B, C, H, W); uint8 grey levels until they are on the device."""
     label: Tensor
     """Classes, int64, shape (B,); zeros when the source has no classes."""
     index: Tensor  # type: ignore[assignment]  # hides tuple.index, which no batch needs
-    """Places of the images in their split, int64, shape (B,), 0..N-1, mirrored or not."""
+    """Indices of the images in their split, int64, shape (B,), 0..N-1, mirrored or not."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Workers send batches as bytes: torch would put them into /dev/shm, and wait for ever where that is full."""
+        """Send batches from workers as bytes: torch would use /dev/shm, and hang when it is full."""
         return _from_arrays, tuple(each.numpy() for each in self)
 
 
@@ -41,9 +41,9 @@ def _from_arrays(*arrays: np.ndarray) -> Batch:
 
 
 class _Gather(Dataset[Batch | Exception]):
-    """A whole batch at once: images by their places, where i + N is image i mirrored left to right.
+    """Whole batches by image index, where i + N is image i mirrored left to right.
 
-    Files that cannot be read are an error as a value, since torch would wrap what a worker process raises in its trace.
+    Unreadable files return the error as a value, because torch would wrap an error raised in a worker in its traceback.
     """
 
     def __init__(self, images: Images) -> None:
@@ -64,7 +64,7 @@ class _Gather(Dataset[Batch | Exception]):
 
 
 class _Places(Sampler[list[int]]):
-    """What a sampler yields, as lists: tensors would reach worker processes by way of /dev/shm too."""
+    """The batches of a sampler as lists: tensors would also reach worker processes through /dev/shm."""
 
     def __init__(self, sampler: Sampler[Tensor]) -> None:
         self.sampler = sampler
@@ -77,7 +77,7 @@ class _Places(Sampler[list[int]]):
 
 
 class _Loader(DataLoader[Any]):
-    """A loader that Lightning may resume within an epoch: its state is global_step, which Lightning keeps."""
+    """A loader that Lightning can resume within an epoch: its state is global_step, which Lightning stores."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -86,13 +86,13 @@ class _Loader(DataLoader[Any]):
         pass
 
     def __iter__(self) -> Any:
-        """Batches; raises what went wrong with one."""
+        """Yield batches; raise the error if one could not be read."""
         try:
             batches = super().__iter__()
-        except OSError as error:  # of the semaphores, which are in /dev/shm
+        except OSError as error:  # from the semaphores, which are in /dev/shm
             raise ValueError(
-                f"num_workers={self.num_workers} processes that read data cannot be started ({error.strerror}; "
-                f"df /dev/shm shows its space); choose fewer, 0 for none"
+                f"cannot start num_workers={self.num_workers} data loading processes ({error.strerror}; "
+                f"df /dev/shm shows the free space); choose fewer, or 0"
             ) from None
         for batch in batches:
             if isinstance(batch, Exception):
@@ -101,23 +101,23 @@ class _Loader(DataLoader[Any]):
 
 
 class DataModule(lightning.LightningDataModule):
-    """The two splits of a source as loaders of Batch.
+    """Data loaders for the two splits of a source.
 
     The Trainer needs use_distributed_sampler=False, max_epochs=-1 and check_val_every_n_epoch=None. Without a
     Trainer there is one process, and train_dataloader makes one pass over the data.
 
     Args:
         source: where the images come from.
-        batch_size: images of a micro-batch on one process.
-        seed: of the order and the mirrorings in training.
-        num_workers: processes that gather batches, for each loader; 0 gathers in this one.
-        eval_batch_size: as batch_size, in evaluation; None takes batch_size.
+        batch_size: images per micro-batch and process.
+        seed: seed of the order and the flips in training.
+        num_workers: data loading processes per loader; 0 loads in the main process.
+        eval_batch_size: batch_size in evaluation; None uses batch_size.
     """
 
     train: Images
     test: Images
     digest: dict[str, Any]
-    """Split -> what a checkpoint keeps of its images, so that others are told from them."""
+    """Split -> fingerprint of its images, which a checkpoint stores to recognise other data."""
 
     def __init__(
         self,
@@ -142,12 +142,12 @@ class DataModule(lightning.LightningDataModule):
         self._is_set_up = False
 
     def prepare_data(self) -> None:
-        """Let one process of each machine fetch the data, unless they are loaded."""
+        """Fetch the data unless it is loaded; Lightning calls this on one process per machine."""
         if not self._is_set_up:
             self.source.prepare()
 
     def setup(self, stage: str | None = None) -> None:
-        """Load both splits, once; all processes do it together."""
+        """Load both splits, once; all processes must call it together."""
         if not self._is_set_up:
             self.train, self.test = self.source.load("train"), self.source.load("test")
             leads = processes.share().rank == 0
@@ -156,13 +156,13 @@ class DataModule(lightning.LightningDataModule):
             self._is_set_up = True
 
     def images(self, split: str) -> Images:
-        """The images of "train" or "test", loaded if need be."""
+        """The images of "train" or "test", loaded on first use."""
         check_split(split)
         self.setup()
         return self.train if split == "train" else self.test
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Micro-batches from the one that global_step stands for to the last of max_steps."""
+        """The remaining micro-batches, from global_step to max_steps."""
         n = len(self.images("train"))
         batches = TrainBatches(n, self.batch_size, self.seed, self.source.flip, *self._rank_and_world())
         trainer = self.trainer
@@ -175,20 +175,20 @@ class DataModule(lightning.LightningDataModule):
         return self._loader(self.train, TrainSampler(batches, partial(_first_batch, trainer), stop))
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        """The test split, this process's share, in order; no image twice, none left out."""
+        """This process's share of the test split, in order; no image is repeated or left out."""
         n = len(self.images("test"))
         return self._loader(self.test, EvalSampler(n, self.eval_batch_size, *self._rank_and_world()))
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        """As val_dataloader."""
+        """Same as val_dataloader."""
         return self.val_dataloader()
 
     def predict_dataloader(self) -> DataLoader[Batch]:
-        """As val_dataloader."""
+        """Same as val_dataloader."""
         return self.val_dataloader()
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Grey levels to [-1, 1], on the device, in training and evaluation alike."""
+        """Scale grey levels to [-1, 1], on the device, in training and evaluation."""
         return batch._replace(x_0=to_unit(batch.x_0, self.source.levels))
 
     def _rank_and_world(self) -> tuple[int, int]:
@@ -202,7 +202,7 @@ class DataModule(lightning.LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # else each loader draws from the global one
+            generator=torch.Generator(),  # otherwise each loader draws from the global one
         )
 
 
@@ -212,10 +212,10 @@ def _first_batch(trainer: lightning.Trainer) -> int:
 
 
 def _seek(trainer: lightning.Trainer) -> None:
-    """Make Lightning's counts of batches agree with global_step, when it resumes.
+    """Make Lightning's batch counts agree with global_step when resuming.
 
-    A checkpoint from the last batch of a run says that its epoch is over, which a longer run is not. One from the
-    start of a batch counts that batch, and would shift validation by one.
+    A checkpoint from the last batch of a run marks its epoch as finished, which is wrong for a longer run. One from the
+    start of a batch counts that batch, which would shift validation by one.
     """
     progress: Any = trainer.fit_loop.epoch_loop.batch_progress
     progress.is_last_batch = False

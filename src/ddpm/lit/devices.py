@@ -1,4 +1,4 @@
-"""What Lightning is told of the processes and devices of a job."""
+"""The processes and devices of a job, in Lightning's terms."""
 
 import os
 from typing import Any
@@ -13,7 +13,7 @@ from ddpm.parallel import processes
 
 
 class Joined(ClusterEnvironment):
-    """Tells Lightning of the processes that are connected already."""
+    """A cluster environment of processes that are already connected."""
 
     @property
     def creates_processes_externally(self) -> bool:
@@ -35,13 +35,13 @@ class Joined(ClusterEnvironment):
         return dist.get_world_size()
 
     def set_world_size(self, size: int) -> None:
-        """Nothing: it is known."""
+        """Do nothing: the world size is known."""
 
     def global_rank(self) -> int:
         return dist.get_rank()
 
     def set_global_rank(self, rank: int) -> None:
-        """Nothing: it is known."""
+        """Do nothing: the rank is known."""
 
     def local_rank(self) -> int:
         return processes.local_rank()
@@ -51,7 +51,7 @@ class Joined(ClusterEnvironment):
 
 
 def devices(accelerator: str, asked: Any) -> int:
-    """How many devices of this machine are asked for.
+    """The number of devices requested on this machine.
 
     Args:
         accelerator: `cpu`, `cuda`, `gpu` or `auto`.
@@ -62,11 +62,11 @@ def devices(accelerator: str, asked: Any) -> int:
     try:
         chosen = kind.auto_device_count() if asked == "auto" else kind.parse_devices(asked)
         count = len(chosen) if isinstance(chosen, list) else int(chosen or 0)
-    except Exception:  # each kind refuses by an error of its own
+    except Exception:  # each accelerator raises a different error
         count = 0
     if count < 1:
         raise ValueError(
-            f"devices={asked} on {accelerator} are not to be had: there are {CUDAAccelerator.auto_device_count()} GPUs "
-            f"here; give a number from 1, or cpu instead of a GPU"
+            f"devices={asked} is not available on {accelerator}: this machine has "
+            f"{CUDAAccelerator.auto_device_count()} GPUs; give a number of at least 1, or use cpu instead of a GPU"
         )
     return count

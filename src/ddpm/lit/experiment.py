@@ -1,4 +1,4 @@
-"""A training run, checked, planned and built as a whole before it starts."""
+"""A training run, checked and built completely before it starts."""
 
 import logging
 import os
@@ -36,15 +36,15 @@ from ddpm.support import printed
 EXPECTED_WARNINGS = (
     r"Found \d+ module\(s\) in eval mode",  # the averaged network stays in evaluation mode
     r".*does not have many workers",  # data in memory needs none
-    r".*treespec, LeafSpec",  # of Lightning's own code
-    r"Grad strides do not match bucket view",  # of 1x1 convolutions, whose strides mean nothing
+    r".*treespec, LeafSpec",  # from Lightning's own code
+    r"Grad strides do not match bucket view",  # from 1x1 convolutions, whose strides have no effect
     r"It is recommended to use `self.log\('step'",  # the same on every process
 )
 LOG = "train.log"
 
 
 class Experiment(NamedTuple):
-    """What a run consists of."""
+    """The parts of a training run."""
 
     trainer: lightning.Trainer
     module: DDPM
@@ -53,16 +53,16 @@ class Experiment(NamedTuple):
     between: BetweenSteps
 
     def run(self) -> None:
-        """Train, from the checkpoint if there is one.
+        """Train, resuming the checkpoint if there is one.
 
         Raises:
-            SystemExit: training was interrupted; a line has said how to go on.
+            SystemExit: training was interrupted; the command that resumes it has been printed.
         """
         for expected in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", expected)
         if self.trainer.is_global_zero:
             report.summary(self.trainer, self.module, self.data, self.config)
-        path = self.config["ckpt"] and os.path.abspath(self.config["ckpt"])  # Lightning takes some words for others
+        path = self.config["ckpt"] and os.path.abspath(self.config["ckpt"])  # Lightning interprets words such as "last"
         signals = self.between.signals
         signals.install()
         try:
@@ -71,7 +71,7 @@ class Experiment(NamedTuple):
             self.trainer.fit(self.module, datamodule=self.data, ckpt_path=path, weights_only=True)
             if self.trainer.is_global_zero:
                 report.results(self.trainer, self.module, self.config)
-            if signals.asked:  # amid the last checkpoint
+            if signals.asked:  # during the last checkpoint
                 sys.exit(128 + signals.asked)
         except MisconfigurationException as error:
             raise ValueError(str(error)) from error
@@ -82,7 +82,7 @@ class Experiment(NamedTuple):
             signals.restore()
             for logger in self.trainer.loggers:
                 if isinstance(logger, WandbLogger) and self.trainer.is_global_zero:
-                    logger.experiment.finish()  # else the next job of a sweep would write into the same run
+                    logger.experiment.finish()  # otherwise the sweep's next job writes into this run
 
 
 def experiment(cfg: DictConfig) -> Experiment:
@@ -109,20 +109,20 @@ def experiment(cfg: DictConfig) -> Experiment:
     if content is not None:
         loggers.go_on(trainer.loggers, content.get("wandb_id"))
         check_data(config, source, content["ddpm_config"]["image"], data.digest)
-    TrainBatches(len(data.train), config["batch_size"], config["seed"], world=trainer.world_size)  # that one fits
+    TrainBatches(len(data.train), config["batch_size"], config["seed"], world=trainer.world_size)  # check that one fits
     speed.arrange(module, config["speed"], trainer.strategy.root_device)
     return Experiment(trainer, module, data, config, between)
 
 
 def train(cfg: DictConfig) -> None:
-    """Build a run, and train; the run's folder keeps what is printed meanwhile, `train.log`."""
+    """Build a run and train; console output is also written to `train.log` in the run's folder."""
     built = experiment(cfg)
     with printed.kept(Path(cfg.output_dir) / LOG) if processes.share().rank == 0 else nullcontext():
         built.run()
 
 
 def _begin(cfg: DictConfig, config: Mapping[str, Any], rows: int | None) -> None:
-    """Write into the folder of the run what it starts with, and what it takes back of the run that it continues."""
+    """Write the configuration into the run's folder; cut the log of a continued run to the checkpoint's rows."""
     folder = Path(config["output_dir"])
     run_folder.describe(folder, cfg)
     if rows is not None and run_folder.goes_on(config["ckpt"], folder):
@@ -150,7 +150,7 @@ def _module(plan: Plan, source: Source) -> DDPM:
 
 
 def _stored(plan: Plan, source: Source, classes: int) -> dict[str, Any]:
-    """What a checkpoint holds of the configuration: what rebuilds and evaluates the model."""
+    """The configuration stored in checkpoints: what rebuilds and evaluates the model."""
     config = plan.config
     quality, bits_per_dim = (config["callbacks"].get(name, {}) for name in ("quality", "bits_per_dim"))
     return {key: config[key] for key in STORED & {*config}} | {

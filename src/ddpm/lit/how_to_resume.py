@@ -1,4 +1,4 @@
-"""The command that resumes a run which was interrupted."""
+"""The command that resumes an interrupted run."""
 
 import os
 import shlex
@@ -17,7 +17,7 @@ from ddpm.setup.shell import argument, command
 
 
 def how_to_resume(stop: Interrupted, trainer: lightning.Trainer, step: int) -> str:
-    """Where the checkpoint is, and the command that resumes it."""
+    """A line with the step of the last checkpoint and the command that resumes it."""
     name = signal.Signals(stop.signal).name
     if step < 0:
         return f"{name}: stopped; there is no checkpoint to resume"
@@ -32,4 +32,4 @@ def how_to_resume(stop: Interrupted, trainer: lightning.Trainer, step: int) -> s
         typed = [] if hydra is None else sys.argv[1:]
         kept = [each for each in typed if each.lstrip("+").split("=")[0] not in ("ckpt", "hydra.run.dir")]
         line = command("train", *place, *map(shlex.quote, kept))
-    return f"{name}: saved after step {step}; to go on: {line}"
+    return f"{name}: saved after step {step}; to resume: {line}"

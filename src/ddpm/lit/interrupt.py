@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM."""
+"""Handling of Ctrl-C and SIGTERM."""
 
 import os
 import signal
@@ -11,10 +11,10 @@ from ddpm.parallel.processes import share
 
 
 class Interrupted(BaseException):
-    """Training was asked to stop, and what had been reached is in a checkpoint.
+    """Raised when a signal stops training.
 
     Attributes:
-        signal: which signal asked.
+        signal: number of the signal.
     """
 
     def __init__(self, signum: int) -> None:
@@ -23,11 +23,11 @@ class Interrupted(BaseException):
 
 
 class Signals:
-    """The signals that ask a run to stop: the first is obeyed, further ones change nothing.
+    """Handlers for the signals that stop a run: the first one counts, later ones are ignored.
 
     Attributes:
-        asked: the signal that has come; 0 if none has.
-        held: whether whoever runs looks at `asked` in time; otherwise the signal raises Interrupted where it comes.
+        asked: the signal received; 0 if none.
+        held: whether a signal only sets `asked`, which the run checks; otherwise it raises Interrupted at once.
     """
 
     def __init__(self) -> None:
@@ -36,20 +36,20 @@ class Signals:
         self._before: dict[int, Any] = {}
 
     def install(self) -> None:
-        """Take the signals over."""
+        """Install the handlers."""
         for signum in (signal.SIGINT, signal.SIGTERM):
             before = signal.signal(signum, self._handle)
             self._before.setdefault(signum, before)
 
     def restore(self) -> None:
-        """Put the handlers back that were there before."""
+        """Restore the previous handlers."""
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
         self._before = {}
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """A block that a signal may cut, since it can be repeated from the last checkpoint."""
+        """A block that a signal interrupts at once: the resumed run can repeat it."""
         self.held = False
         try:
             if self.asked:
@@ -63,6 +63,6 @@ class Signals:
         if first and not self.held:
             raise Interrupted(signum)
         if self.held and share().rank == 0:
-            how = "stopping after this step" if first else r"the step is not done yet; Ctrl-\ ends without saving it"
-            # print is not to be used amid another print, where a signal may come
+            how = "stopping after this step" if first else r"the step is still running; Ctrl-\ quits without saving it"
+            # not print, because the signal may arrive during another print
             os.write(2, f"\n{signal.Signals(signum).name}: {how}\n".encode())

@@ -1,4 +1,4 @@
-"""Loggers that need a decision."""
+"""The CSV and W&B loggers."""
 
 import csv
 import netrc
@@ -21,7 +21,7 @@ from ddpm.parallel.processes import share
 
 
 class _Appending(ExperimentWriter):
-    """Goes on in a metrics.csv that exists, which Lightning would delete."""
+    """Appends to an existing metrics.csv, which Lightning would delete."""
 
     def _check_log_dir_exists(self) -> None:
         if os.path.exists(self.metrics_file_path):
@@ -30,7 +30,7 @@ class _Appending(ExperimentWriter):
 
 
 class CSV(CSVLogger):
-    """Writes `metrics.csv` into the run's folder; a run that is resumed there goes on in it."""
+    """Writes `metrics.csv` into the run's folder; a run that is resumed there appends to it."""
 
     def __init__(self, save_dir: str) -> None:
         super().__init__(save_dir, name=None, version="")
@@ -38,14 +38,14 @@ class CSV(CSVLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> ExperimentWriter:
-        """The writer, made at its first use."""
+        """The writer, created on first use."""
         if self._experiment is None:
             os.makedirs(self.log_dir, exist_ok=True)
             self._experiment = _Appending(self.log_dir)
         return self._experiment  # type: ignore[return-value]
 
     def log_hyperparams(self, params: Any = None) -> None:
-        """Nothing: the configuration lies in `.hydra/`."""
+        """Do nothing: the configuration is in `.hydra/`."""
 
 
 def wandb_logger(
@@ -56,16 +56,16 @@ def wandb_logger(
     job_type: str = "train",
     **options: Any,
 ) -> WandbLogger:
-    """A W&B logger that never asks for a key and never waits for a network.
+    """A W&B logger that never prompts for a key or waits for a network connection.
 
     Args:
         save_dir: the run's folder.
-        offline: write offline, for `wandb sync` later. None obeys `WANDB_MODE` and `WANDB_DISABLED`; where they say
-            nothing, a run is online if there is a key and W&B answers.
-        name: of the run; None for what was overridden.
-        group: of runs; None for the sweep that this one belongs to.
+        offline: write offline, for `wandb sync` later. None obeys `WANDB_MODE` and `WANDB_DISABLED`; if they are not
+            set, a run is online if there is a key and W&B answers.
+        name: name of the run; None uses its overrides.
+        group: group of the run; None uses its sweep.
         job_type: what the run does.
-        options: of `WandbLogger`.
+        options: further options of `WandbLogger`.
     """
     mode = _mode() if offline is None else "offline" if offline else "online"
     told_name, told_group = _from_hydra()
@@ -73,7 +73,7 @@ def wandb_logger(
         name=name or told_name,
         save_dir=save_dir,
         offline=mode == "offline",
-        # Lightning sets WANDB_MODE, which comes too late if wandb has read its settings before.
+        # Lightning sets WANDB_MODE, but too late if wandb has already read its settings.
         mode=mode,
         group=group or told_group,
         job_type=job_type,
@@ -82,19 +82,19 @@ def wandb_logger(
 
 
 def run_id(loggers: Iterable[Logger]) -> str | None:
-    """The id of the W&B run, for a checkpoint; None without one."""
+    """The id of the W&B run, stored in checkpoints; None without W&B."""
     return next((logger.version for logger in loggers if isinstance(logger, WandbLogger)), None)
 
 
 def go_on(loggers: Iterable[Logger], id: object) -> None:
-    """Let W&B continue the run of a checkpoint, unless another one is asked for; before the first use of the logger."""
+    """Make W&B continue a checkpoint's run, unless another is configured; call before the logger is first used."""
     for logger in loggers:
         if isinstance(logger, WandbLogger) and logger.version is None and isinstance(id, str):
             logger._id = logger._wandb_init["id"] = id
 
 
 def _from_hydra() -> tuple[str | None, str | None]:
-    """What was overridden, in at most the 128 characters that W&B takes, and the sweep."""
+    """The overrides, cut to the 128 characters that W&B allows, and the name of the sweep."""
     if not HydraConfig.initialized():
         return None, None
     hydra = HydraConfig.get()
@@ -115,7 +115,7 @@ def _mode() -> str:
     if _answers(host):
         return "online"
     if share().rank == 0:
-        print(f"W&B: {host} does not answer; this run is written offline, for `wandb sync`")
+        print(f"W&B: {host} does not answer; logging offline, to upload later with `wandb sync`")
     return "offline"
 
 
@@ -130,7 +130,7 @@ def _has_key(host: str) -> bool:
 
 
 def _answers(host: str, seconds: float = 5.0) -> bool:
-    """Whether a server says anything in time; looking up its name has no time limit of its own."""
+    """Whether a server responds in time; runs in a thread, because name lookup has no timeout of its own."""
     answered = threading.Event()
 
     def ask() -> None:

@@ -1,4 +1,4 @@
-"""Training of a Diffusion."""
+"""The LightningModule that trains a Diffusion."""
 
 import os
 from collections.abc import Callable, Iterable
@@ -27,22 +27,22 @@ from ddpm.time_sampler.base import TimeSampler
 
 
 class DDPM(lightning.LightningModule):
-    """Minimises a loss of a Diffusion and keeps the average of its weights.
+    """Trains a Diffusion and averages its weights.
 
-    The noise and the dropout of a step are functions of (seed, rank, step), so that a resumed run repeats an
-    uninterrupted one and ranks share no noise. The averaged weights live beside the trained ones, under `ema.`, and
-    are never swapped with them.
+    The noise and dropout of a step depend only on (seed, rank, step), so a resumed run repeats an uninterrupted one and
+    ranks share no noise. The averaged weights are kept next to the trained ones, under `ema.`, and never swapped with
+    them.
 
     Args:
         diffusion: the model to train.
-        loss: what to minimise.
+        loss: the loss to minimise.
         time_sampler: which times to train on.
         optimizer: parameters -> optimizer.
         ema: the average of `diffusion.network`.
-        warmup_steps: steps over which the learning rate rises linearly.
-        seed: of the noise.
+        warmup_steps: steps of linear learning-rate warm-up.
+        seed: seed of the noise.
         conditioning: which labels to train with.
-        config: what rebuilds the model, a plain dict, stored in checkpoints.
+        config: a plain dict that rebuilds the model, stored in checkpoints.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class DDPM(lightning.LightningModule):
         return self.loss(diffusion.predict(x_t, t), x_0)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """The loss of the averaged weights; the time and noise of an image are functions of (seed, index)."""
+        """Loss of the averaged weights; an image's time depends only on its index, its noise only on (seed, index)."""
         noise = IndexedNoise(self.seed, Stream.VALIDATION, batch.index, batch.x_0.shape[1:], self.device)
         # A golden-ratio sequence covers 1..T evenly, for any number of images.
         fraction = (batch.index.double() * 0.6180339887498949) % 1
@@ -118,16 +118,16 @@ class DDPM(lightning.LightningModule):
         self.log("step", float(self.global_step), batch_size=len(losses))
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Keep Lightning's own count of steps, by which it logs, right: resuming where it has validated shifts it."""
+        """Correct the step count that Lightning logs by, which is shifted when resuming at a validation step."""
         self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.global_step
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Log the loss since the last time, over all processes, also by quarter of the time range."""
+        """Log the mean loss since it was last logged, over all processes, also per quarter of the time range."""
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         accumulated = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
         if accumulated and self.global_step % every == 0:
             self.check_finite()
-            self.log("step", float(self.global_step))  # Lightning would call the first one 0
+            self.log("step", float(self.global_step))  # Lightning would count from 0
             for name, mean in self.quartiles.compute().items():
                 self.log(f"train/{name}", mean, prog_bar=name == "loss")
             self.quartiles.reset()
@@ -139,7 +139,7 @@ class DDPM(lightning.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the gradients, and keep the norm that they had before."""
+        """Clip the gradients, and record their norm before clipping."""
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         norm = nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
         self._step["gradient_norm"] = norm
@@ -149,26 +149,26 @@ class DDPM(lightning.LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """A step of the optimizer, which the averaged weights follow."""
+        """Step the optimizer, then update the averaged weights."""
         self._step["learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         super().optimizer_step(*args, **kwargs)
         self.ema.update(self.diffusion.network, updates=self.global_step)
 
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
-        """The optimizer, with linear warm-up of its learning rate."""
+        """The optimizer, with linear learning-rate warm-up."""
         optimizer = self.optimizer(self.diffusion.network.parameters())
-        # A fused optimizer would unscale gradients itself, after they were clipped; Lightning refuses that.
+        # A fused optimizer would unscale gradients itself, after clipping, which Lightning rejects.
         optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         warm_up = LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / max(1, self.warmup_steps)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warm_up, "interval": "step"}}
 
     @property
     def unlogged(self) -> dict[str, Tensor]:
-        """The losses since they were logged last."""
+        """Sums of the losses that have not been logged yet."""
         return {"total": self.quartiles.total, "weight": self.quartiles.weight}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store what rebuilds the model, the W&B run, and the losses of all processes since they were logged last."""
+        """Store the configuration, the optimizer class, the W&B run, and all processes' losses not yet logged."""
         checkpoint["ddpm_config"] = self.config
         if self.config is not None:
             digest = {"digest": self.trainer.datamodule.digest}  # type: ignore[attr-defined]
@@ -178,10 +178,10 @@ class DDPM(lightning.LightningModule):
         checkpoint["wandb_id"] = run_id(self.trainer.loggers)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with what the optimizer has learned, by the options that are configured, whatever they were before.
+        """Restore the optimizer's state, with the configured options and learning-rate schedule.
 
-        What it keeps of a weight is laid out as the weight is, which a fused step relies on. The first process has the
-        losses that were not logged yet; resuming may be on more of them.
+        The state of a weight gets the weight's memory layout, which a fused step requires. Only the first process
+        restores the losses not yet logged, because the number of processes may have changed.
         """
         weights, step = list(self.diffusion.network.parameters()), checkpoint["global_step"]
         configured = self.configure_optimizers()
@@ -204,10 +204,10 @@ class DDPM(lightning.LightningModule):
                 losses.copy_(checkpoint["unlogged"][name])
 
     def check_finite(self) -> None:
-        """Stop when a loss or a weight is not a finite number.
+        """Check that all losses and weights are finite.
 
         Raises:
-            ValueError: naming the first step and quarter of the time range, and the checkpoint before it.
+            ValueError: naming the first step and quarter of the time range, and the last good checkpoint.
         """
         first = least(self.quartiles.non_finite).tolist()
         step, T = min(first), self.diffusion.T
@@ -219,15 +219,15 @@ class DDPM(lightning.LightningModule):
             quarter = first.index(step)
             low, high = (-(-T * q // 4) for q in (quarter, quarter + 1))  # (t - 1) * 4 // T == quarter
             raise ValueError(
-                f"the loss is not a finite number since step {step + 1}, first in quartile {quarter + 1} of t "
+                f"the loss has not been finite since step {step + 1}, first in quartile {quarter + 1} of t "
                 f"({low + 1}..{high}); {remedy}"
             )
         weights = list(self.diffusion.network.parameters())
         if not torch.stack([weight.isfinite().all() for weight in weights]).all():
-            raise ValueError(f"weights are not finite numbers after step {self.global_step}; {remedy}")
+            raise ValueError(f"weights are not finite after step {self.global_step}; {remedy}")
 
     def _generators(self, step: int, part: int) -> tuple[torch.Generator, torch.Generator]:
-        """Noise of this rank and of all ranks together at a micro-batch; the dropout of this rank is seeded too."""
+        """Generators of a micro-batch, for this rank and shared by all ranks; also seeds this rank's dropout."""
 
         def key(stream: Stream, rank: int) -> int:
             return seed_from(self.seed, stream, step, part, rank)
@@ -239,5 +239,5 @@ class DDPM(lightning.LightningModule):
 
 
 def class_name(part: object) -> str:
-    """Of a class, wherever it may be imported from."""
+    """The module and qualified name of an object's class."""
     return f"{type(part).__module__}.{type(part).__qualname__}"

@@ -1,4 +1,4 @@
-"""What a training run will be: the configuration, checked and resolved, before anything is built."""
+"""The plan of a training run: its configuration, checked and resolved before anything is built."""
 
 import os
 import pkgutil
@@ -26,7 +26,7 @@ FIXED = {
     "use_distributed_sampler": False,
     "enable_model_summary": False,
 }
-"""Arguments of the Trainer that hold for every run."""
+"""Trainer arguments that are the same for every run."""
 BUILT = (
     "callbacks",
     "logger",
@@ -36,17 +36,17 @@ BUILT = (
     "default_root_dir",
     "plugins",
 )
-"""Arguments of the Trainer that are made of other groups."""
+"""Trainer arguments that are built from other config groups."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run before it is built.
+    """A checked run before it is built.
 
     Attributes:
-        config: what is configured, as plain values, without the callbacks that are set to null.
-        trainer: plain arguments of Lightning's Trainer, those that were left open chosen.
-        total_batch: images of an optimizer step, of all processes.
+        config: the configuration as plain values, without callbacks that are set to null.
+        trainer: plain arguments of Lightning's Trainer, including those chosen automatically.
+        total_batch: images per optimizer step, over all processes.
     """
 
     config: Mapping[str, Any]
@@ -87,8 +87,8 @@ def _trainer(config: Mapping[str, Any]) -> dict[str, Any]:
     for name in options:
         if name in FIXED or name in BUILT:
             raise ValueError(
-                f"trainer.{name} is set by ddpm itself; trainer.max_steps is the length of a run, the groups "
-                f"callbacks, logger and strategy say what is shown and kept, and how processes share the work"
+                f"trainer.{name} is set by ddpm itself; set the length of a run with trainer.max_steps, its output "
+                f"with the groups callbacks and logger, and multi-process training with the group strategy"
             )
     if options["accelerator"] == "auto":
         options["accelerator"] = "cuda" if torch.cuda.is_available() else "cpu"
@@ -105,15 +105,15 @@ def _trainer(config: Mapping[str, Any]) -> dict[str, Any]:
         options["val_check_interval"] *= options["accumulate_grad_batches"]  # Lightning counts batches
     if config["strategy"].get("static_graph") and options["accumulate_grad_batches"] > 1:
         raise ValueError(
-            "strategy.static_graph=true does not go with trainer.accumulate_grad_batches="
-            f"{options['accumulate_grad_batches']}; give strategy.static_graph=false"
+            "strategy.static_graph=true does not work with trainer.accumulate_grad_batches="
+            f"{options['accumulate_grad_batches']}; use strategy.static_graph=false"
         )
     _match_processes(options)
     return options | FIXED
 
 
 def _match_processes(options: dict[str, Any]) -> None:
-    """Let Lightning expect the processes that there are, or say which ones there should be."""
+    """Resolve `devices`, and check that it matches the number of processes."""
     world, nodes = processes.share().world, options["num_nodes"]
     local = int(os.environ["LOCAL_WORLD_SIZE"]) if world > 1 else 1
     if options["devices"] == "auto":
@@ -121,6 +121,6 @@ def _match_processes(options: dict[str, Any]) -> None:
     wanted = devices(options["accelerator"], options["devices"])
     if wanted * nodes != world:
         raise ValueError(
-            f"trainer.devices={options['devices']} and trainer.num_nodes={nodes} are {wanted * nodes} processes, but "
-            f"{world} run; several nodes are started by torchrun or Slurm, one process for each device"
+            f"trainer.devices={options['devices']} and trainer.num_nodes={nodes} need {wanted * nodes} processes, but "
+            f"{world} are running; start several nodes with torchrun or Slurm, one process for each device"
         )

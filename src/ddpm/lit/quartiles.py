@@ -9,13 +9,13 @@ NEVER = 2**62
 
 
 class QuartileLoss(Metric):
-    """Weighted mean loss of the images whose time lies in each quarter of 1..T, over all processes.
+    """Weighted mean loss of each quarter of the times 1..T, over all processes.
 
     Args:
         T: length of the chain.
 
     Attributes:
-        non_finite: the first step at which a loss of each quarter was not a finite number, `NEVER` if all were.
+        non_finite: first step with a non-finite loss in each quarter, `NEVER` if there was none.
     """
 
     full_state_update = False
@@ -31,14 +31,14 @@ class QuartileLoss(Metric):
         self.add_state("non_finite", torch.full((4,), NEVER), dist_reduce_fx="min")
 
     def update(self, t: Tensor, loss: Tensor, weight: Tensor, step: int) -> None:
-        """Add the batch of a step: times in 1..T, losses and the weights of the time sampler, each of shape (B,)."""
+        """Add the batch of a step: times in 1..T, losses and time sampler weights, each of shape (B,)."""
         quartile = (t - 1) * 4 // self.T
         self.total.index_add_(0, quartile, (weight * loss.detach()).double())
         self.weight.index_add_(0, quartile, weight.double())
         self.non_finite.scatter_reduce_(0, quartile, torch.where(loss.isfinite(), NEVER, step), "amin")
 
     def compute(self) -> dict[str, Tensor]:
-        """The mean over all times, "loss", and over each quarter in which a time fell, "loss_q1" to "loss_q4"."""
+        """The mean over all times, "loss", and over each non-empty quarter, "loss_q1" to "loss_q4"."""
         quarters = (self.total / self.weight).float()
         filled = {f"loss_q{i + 1}": quarters[i] for i in range(4) if self.weight[i] > 0}
         return {"loss": (self.total.sum() / self.weight.sum()).float()} | filled

@@ -1,4 +1,4 @@
-"""What a run takes from the checkpoint that it resumes: entries that fit what is configured, and no others."""
+"""What a resumed run takes from its checkpoint: only entries that fit the configuration."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,14 +17,14 @@ from ddpm.setup.entries import brief, fitting, walk
 from ddpm.setup.targets import MODEL
 
 STEPS = "epoch_loop.automatic_optimization.optim_progress"
-"""Where Lightning counts the steps of the optimizer."""
+"""Where Lightning counts optimizer steps."""
 
 
 def resume(config: Mapping[str, Any], module: DDPM, trainer: lightning.Trainer) -> dict[str, Any]:
-    """Let the trainer resume the checkpoint, which must have been trained as is configured; its content.
+    """Prepare the trainer to resume a checkpoint of the same configuration; returns the checkpoint's content.
 
-    Where the data lie may differ, and what a run may change on its way: the optimizer's options, the length of the run,
-    its speed, and what is observed of it.
+    The location of the data may differ, and so may the optimizer's options, the length of the run, its speed, callbacks
+    and loggers.
     """
     ckpt, here = config["ckpt"], module.config
     assert here is not None
@@ -47,8 +47,8 @@ def resume(config: Mapping[str, Any], module: DDPM, trainer: lightning.Trainer) 
     optimizer = class_name(module.configure_optimizers()["optimizer"])
     if content.get("optimizer", optimizer) != optimizer:
         raise ValueError(
-            f"ckpt={ckpt} was trained by another optimizer ({brief(content['optimizer'])}, here {optimizer}), and what "
-            f"one has learned of the weights means nothing to another; repeat the options of that run"
+            f"ckpt={ckpt} was trained with another optimizer ({brief(content['optimizer'])}, here {optimizer}), whose "
+            f"state cannot be reused; repeat the options of that run"
         )
     if content["global_step"] >= trainer.max_steps:
         raise ValueError(
@@ -63,7 +63,7 @@ def resume(config: Mapping[str, Any], module: DDPM, trainer: lightning.Trainer) 
 
 
 def check_data(config: Mapping[str, Any], source: Source, before: Any, digest: dict[str, Any]) -> None:
-    """Refuse to resume on other data than the checkpoint's, unless that is asked for; say if that cannot be told."""
+    """Reject data that differs from the checkpoint's unless other_data=true; say if they cannot be compared."""
     if config["other_data"]:
         return
     build.check_classes(source, before)
@@ -73,14 +73,14 @@ def check_data(config: Mapping[str, Any], source: Source, before: Any, digest: d
         if alike is False:
             raise ValueError(
                 f"ckpt={config['ckpt']} was trained with other {split} images ({kept['n']:,} then, {here['n']:,} here; "
-                f"pixels, labels or files differ); give it those, or go on with these by other_data=true"
+                f"pixels, labels or files differ); use the same images, or allow these with other_data=true"
             )
         if alike is None and processes.share().rank == 0:
             print(f"data: {not_compared(split)}")
 
 
 def _packages(config: Any) -> list[str]:
-    """The packages that the user's own configuration names: the checkpoint may name them too."""
+    """The packages named in the user's configuration, which the checkpoint may name too."""
     if isinstance(config, Mapping):
         here = [str(value).split(".")[0] for key, value in config.items() if key == "_target_"]
         return here + [package for value in config.values() for package in _packages(value)]
@@ -88,17 +88,17 @@ def _packages(config: Any) -> list[str]:
 
 
 def resumable(content: dict[str, Any], module: DDPM, trainer: lightning.Trainer) -> dict[str, Any]:
-    """What Lightning is to restore: each entry of the kind of the one that it replaces, every number finite.
+    """The entries that Lightning restores, each of the same kind as the one it replaces, with finite numbers only.
 
     Args:
-        content: from `loading.read`.
+        content: as returned by `loading.read`.
         module: as configured.
         trainer: as configured.
     Raises:
-        ValueError: naming an entry that is missing, damaged, or of another network or optimizer.
+        ValueError: naming an entry that is missing, damaged, or belongs to another network or optimizer.
     """
     parts: dict[str, Any] = {
-        "pytorch-lightning_version": lightning.__version__,  # as these entries are arranged
+        "pytorch-lightning_version": lightning.__version__,  # these entries have its format
         "global_step": content["global_step"],
         "loops": {"fit_loop": _progress(content, trainer)},
         "callbacks": _states(content, trainer),
@@ -120,14 +120,14 @@ def _dict(found: Any, path: str) -> dict[Any, Any]:
 
 
 def _learned(content: dict[str, Any], module: DDPM, device: torch.device) -> dict[int, Any]:
-    """What the optimizer has learned of each weight."""
+    """The optimizer's state for each weight."""
     found = content.get("optimizer_states")
     if not isinstance(found, list) or len(found) != 1:
         raise ValueError("optimizer_states is missing or damaged")
     state = _dict(_dict(found[0], "optimizer_states.0").get("state"), "optimizer_states.0.state")
     names = [name for name, _ in module.diffusion.network.named_parameters()]
     if not {*state} <= {*range(len(names))}:
-        raise ValueError(f"optimizer_states.0.state is of other weights than the {len(names)} of the network")
+        raise ValueError(f"optimizer_states.0.state does not match the {len(names)} weights of the network")
     fresh: dict[Any, Any] = {}
     learned = {}
     for index, weight in enumerate(module.diffusion.network.parameters()):
@@ -142,7 +142,7 @@ def _learned(content: dict[str, Any], module: DDPM, device: torch.device) -> dic
 
 
 def _after_one_step(module: DDPM, weight: nn.Parameter) -> dict[str, Any]:
-    """What the optimizer keeps of a weight."""
+    """The optimizer's state for a weight after one step."""
     weight.grad = torch.zeros_like(weight)
     optimizer = module.optimizer([weight])
     optimizer.step()
@@ -150,12 +150,12 @@ def _after_one_step(module: DDPM, weight: nn.Parameter) -> dict[str, Any]:
 
 
 def _has_moved(weights: dict[str, Any], name: str) -> bool:
-    """Whether a weight differs from its average, as one does that is trained."""
+    """Whether a weight differs from its average, as a trained weight does."""
     return not torch.equal(weights[f"diffusion.network.{name}"], weights[f"ema.network.{name}"])
 
 
 def _progress(content: dict[str, Any], trainer: lightning.Trainer) -> dict[str, Any]:
-    """Lightning's counts."""
+    """Lightning's progress counts."""
     found = _dict(_dict(content.get("loops"), "loops").get("fit_loop"), "loops.fit_loop")
     counts = {
         key: fitting(found.get(key, fresh), fresh, f"loops.fit_loop.{key}") if fresh else {}
@@ -163,12 +163,12 @@ def _progress(content: dict[str, Any], trainer: lightning.Trainer) -> dict[str, 
     }
     counted = counts[STEPS]["optimizer"]["step"]["total"]["completed"]
     if counted != content["global_step"]:
-        raise ValueError(f"global_step is {content['global_step']}, but {counted} steps are counted in loops")
+        raise ValueError(f"global_step is {content['global_step']}, but loops counts {counted} steps")
     return counts
 
 
 def _states(content: dict[str, Any], trainer: lightning.Trainer) -> dict[str, Any]:
-    """Of the callbacks that there are; a path in them leads into the folder that they write to, or nowhere."""
+    """States of the configured callbacks; a path in them must not lead out of the run's folder."""
     found = _dict(content.get("callbacks", {}), "callbacks")
     states = {}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -178,5 +178,5 @@ def _states(content: dict[str, Any], trainer: lightning.Trainer) -> dict[str, An
             for path, name, value in walk(states[key]):
                 texts = [text for text in (name, value) if isinstance(text, str)]
                 if any("::" in text or "://" in text or ".." in Path(text).parts for text in texts):
-                    raise ValueError(f"callbacks.{key}.{path} leads out of the folder of the run")
+                    raise ValueError(f"callbacks.{key}.{path} leads out of the run's folder")
     return states

@@ -17,8 +17,8 @@ def build_trainer(plan: Plan, process: Process, between: BetweenSteps) -> lightn
     """The Trainer of a planned run.
 
     Args:
-        plan: of the run.
-        process: the chain, which every sampler of the configuration must fit.
+        plan: the planned run.
+        process: the chain, which every configured sampler must fit.
         between: the callback that acts between two steps.
     Raises:
         ValueError: naming what does not fit.
@@ -41,7 +41,7 @@ def build_trainer(plan: Plan, process: Process, between: BetweenSteps) -> lightn
 
 
 def _callbacks(plan: Plan, process: Process) -> list[lightning.Callback]:
-    """The callbacks that are chosen; an experiment may hold settings of others, which have no target then."""
+    """The chosen callbacks; an experiment may also hold settings of others, which then have no target."""
     built = []
     for name, node in plan.config["callbacks"].items():
         if "sampler" in node:

@@ -1,8 +1,8 @@
-"""A small classifier of the data set itself, as a feature network for data that Inception does not suit.
+"""A small classifier of the data set as a feature network, for images that mean little to Inception.
 
-Its penultimate layer takes the place of Inception's 2048 features, its logits that of Inception's classes.
-It is trained once on the labelled training images; its scores compare runs on the same data and the same
-classifier only. Registered with torch-fidelity as `classifier`.
+Its penultimate layer replaces Inception's 2048 features, and its logits replace Inception's logits.
+It is trained once on the labelled training images; its scores compare only runs on the same data with the same
+classifier. Registered with torch-fidelity as `classifier`.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from ddpm.support import bars
 from ddpm.support.cache import folder, kept
 from ddpm.support.files import write_tensors
 
-# Whatever changes the trained weights is listed here: the cache is keyed on it.
+# Everything that affects the trained weights: the cache is keyed on it.
 RECIPE = {"version": 1, "seed": 0, "dim": 64, "batch": 128, "lr": 5e-3, "examples": 60_000, "least_epochs": 3}
 FORMAT = "ddpm classifier 1"
 
@@ -47,7 +47,7 @@ def network(channels: int, classes: int, size: Sequence[int]) -> nn.Sequential:
     dim = int(RECIPE["dim"])
     layers += [nn.Flatten(), nn.Linear(channels * height * width, dim, bias=False)]
     layers += [nn.BatchNorm1d(dim), nn.ReLU(), nn.Linear(dim, classes)]
-    return nn.Sequential(*layers).to(memory_format=torch.channels_last)  # half as fast again on a CPU
+    return nn.Sequential(*layers).to(memory_format=torch.channels_last)  # 1.5 times as fast on a CPU
 
 
 class Classifier(FeatureExtractorBase):
@@ -55,11 +55,11 @@ class Classifier(FeatureExtractorBase):
 
     Args:
         name: its name in the registry, `classifier`.
-        features_list: layers that a call returns, of `features` (B, 64) and `logits` (B, classes), float32.
+        features_list: layers to return, of `features` (B, 64) and `logits` (B, classes), float32.
         feature_extractor_weights_path: a file written by `train_classifier`.
 
     Attributes:
-        accuracy: share of the test images classified correctly, in 0..1.
+        accuracy: fraction of the test images classified correctly, in 0..1.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Classifier(FeatureExtractorBase):
         super().__init__(name, list(features_list))
         remedy = "delete it and train the classifier again (ddpm.metrics.classifier.train_classifier)"
         if feature_extractor_weights_path is None:
-            raise ValueError("the classifier has no weights of its own; pass the path that train_classifier returned")
+            raise ValueError("the classifier needs weights; pass the path that train_classifier returned")
         weights = load_weights(feature_extractor_weights_path, remedy)
         try:
             if weights["format"] != FORMAT:
@@ -83,16 +83,16 @@ class Classifier(FeatureExtractorBase):
                 self.network = network(self.channels, self.classes, self.size)
             self.network.load_state_dict(weights["state_dict"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{feature_extractor_weights_path} is not a classifier's file; {remedy}") from error
+            raise ValueError(f"{feature_extractor_weights_path} is not a classifier file; {remedy}") from error
         self.requires_grad_(False)
         self.eval()
 
     def forward(self, input: Tensor) -> tuple[Tensor, ...]:
-        """Layers of uint8 RGB images (B, 3, H, W), in the order asked for."""
+        """The requested layers, in order, for uint8 RGB images (B, 3, H, W)."""
         if input.dtype != torch.uint8 or input.shape[1:] != (3, *self.size):
             raise ValueError(
                 f"the classifier takes uint8 images of shape (B, 3, {self.size[0]}, {self.size[1]}), "
-                f"got {input.dtype} {tuple(input.shape)}; give images of the size that it was trained on"
+                f"got {input.dtype} {tuple(input.shape)}; use images of the size that it was trained on"
             )
         features = self.network[:-1](_scaled(input[:, : self.channels]))
         layers = {"features": features, "logits": self.network[-1](features)}
@@ -115,7 +115,7 @@ register_feature_extractor("classifier", Classifier)
 
 
 def train_classifier(images_train: Images, images_test: Images, classes: int | None, levels: int) -> Path:
-    """File of the classifier of these images, trained now or found in the cache.
+    """Train the classifier of these images, unless it is in the cache; returns its file.
 
     The same images give the same file; the global random state is neither read nor changed. The file also
     holds the accuracy on the test images (`Classifier.accuracy`).
@@ -127,7 +127,7 @@ def train_classifier(images_train: Images, images_test: Images, classes: int | N
     """
     if classes is None or classes < 2:
         raise ValueError(
-            f"features=classifier needs labelled data with at least 2 classes, this data has {classes or 0}; "
+            f"features=classifier needs labelled data with at least 2 classes, but this data has {classes or 0}; "
             f"use features=inception, {NEITHER}"
         )
     key = repr((sorted(RECIPE.items()), FORMAT, images_train.digest(), images_test.digest(), classes, levels))
@@ -156,13 +156,13 @@ def _trained(images_train: Images, images_test: Images, classes: int, levels: in
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """Makes of a cache that is full what to do about it."""
+    """Explain what to do about a cache that is full."""
     try:
         yield
     except OSError as error:
         raise ValueError(
-            f"the classifier of features=classifier cannot be kept in {folder()}: {error.strerror}; make room there, "
-            f"or set DDPM_CACHE to another folder"
+            f"the classifier of features=classifier cannot be saved in {folder()}: {error.strerror}; free some space "
+            f"there, or set DDPM_CACHE to another folder"
         ) from error
 
 
@@ -170,7 +170,7 @@ def _fit(net: nn.Sequential, images: Images, levels: int) -> None:
     n = len(images)
     batch = min(int(RECIPE["batch"]), n)
     epochs = max(int(RECIPE["least_epochs"]), math.ceil(RECIPE["examples"] / n))
-    steps = n // batch  # an epoch; the ragged batch is left out, for statistics of one image are undefined
+    steps = n // batch  # per epoch; the last, smaller batch is dropped, as the statistics of one image are undefined
     generator = torch.Generator().manual_seed(int(RECIPE["seed"]))
     optimizer = torch.optim.Adam(net.parameters(), lr=RECIPE["lr"])
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RECIPE["lr"], epochs * steps)

@@ -1,7 +1,7 @@
-"""Bits/dim of real images, shared out over the processes.
+"""Bits/dim of real images, divided among the processes.
 
-The noise of image i at time t is a function of (seed, i, t) and the times that are drawn for it one of (seed, i), so
-neither the batch size nor the number of processes changes the result beyond rounding.
+The noise of image i at time t depends only on (seed, i, t), and its sampled times only on (seed, i), so neither the
+batch size nor the number of processes changes the result beyond rounding.
 """
 
 import math
@@ -34,17 +34,17 @@ def full(
     share: Share = ALONE,
     progress: bool = False,
 ) -> Bound:
-    """Every term of the bound of the first n images of all processes, on each of them.
+    """All terms of the bound of the first n images, gathered on every process.
 
     Args:
         diffusion: the model, in evaluation mode.
         images: grey levels 0..levels-1.
-        n: number of images, of all processes together.
-        seed: of the noise.
-        batch_size: images at a time.
+        n: number of images, over all processes.
+        seed: seed of the noise.
+        batch_size: images per batch.
         clip: clip x^_0 to [-1, 1] (see `Prediction`).
-        share: of this process.
-        progress: whether to show it.
+        share: this process's share.
+        progress: whether to show a progress bar.
     """
     gathered = Gathered(("prior", "terms", "errors")).to(diffusion.process.times.device)
     with Steps("bits/dim", _batches(share, n, batch_size) * diffusion.T, progress) as steps:
@@ -66,18 +66,18 @@ def sampled(
     share: Share = ALONE,
     progress: bool = False,
 ) -> SampledBound:
-    """The bound of the first n images of all processes from a few evaluations each, on each process.
+    """The bound of the first n images, estimated from a few evaluations each, gathered on every process.
 
     Args:
         diffusion: the model, in evaluation mode.
         images: grey levels 0..levels-1.
-        n: number of images, of all processes together.
-        seed: of the noise and the times.
-        batch_size: images at a time.
-        evaluations: of the network for each image, at least 3.
+        n: number of images, over all processes.
+        seed: seed of the noise and the times.
+        batch_size: images per batch.
+        evaluations: network evaluations per image, at least 3.
         clip: clip x^_0 to [-1, 1] (see `Prediction`).
-        share: of this process.
-        progress: whether to show it.
+        share: this process's share.
+        progress: whether to show a progress bar.
     """
     calls = _batches(share, n, batch_size) * min(evaluations, diffusion.T)
     knots = len(pilot_times(diffusion.T)) if evaluations < diffusion.T else 0
@@ -95,7 +95,7 @@ def sampled(
 def _proposal(
     diffusion: Diffusion, images: Images, n: int, seed: int, evaluations: int, clip: Clip, steps: Steps
 ) -> Proposal:
-    """From the first n images in one batch, so that it is the same on every process and for every batch size."""
+    """The proposal from the first n images in one batch: the same on every process and for every batch size."""
     if evaluations >= diffusion.T:
         return proposal(torch.ones(diffusion.T - 1), evaluations)
     ((model, x_0, _, noise),) = _noisy(diffusion, images, range(n), seed, n)
@@ -105,7 +105,7 @@ def _proposal(
 def _noisy(
     diffusion: Diffusion, images: Images, indices: range, seed: int, batch_size: int
 ) -> Iterator[tuple[Diffusion, Tensor, Tensor, IndexedNoise]]:
-    """Batches of images in [-1, 1], the model given their classes, their indices and their noise."""
+    """For each batch: the model given its labels, images in [-1, 1], their indices and their noise."""
     device = diffusion.process.times.device
     for index in torch.split(torch.tensor(indices), batch_size):
         x_0 = to_unit(images.pixels(index), diffusion.levels).to(device)

@@ -1,7 +1,7 @@
 """torch-fidelity's InceptionV3, `inception-v3-compat`: the TensorFlow weights of 2015 that the papers use.
 
 torch-fidelity reads weights with a full unpickler; here they are first read as plain tensors, and only those
-tensors are handed on.
+are passed on.
 """
 
 import functools
@@ -28,12 +28,12 @@ from ddpm.kernels.convolution import Rectified, serves
 from ddpm.metrics.weights import NEITHER, load_weights
 
 FILE_NAME = URL_INCEPTION_V3.rsplit("/", 1)[-1]
-SHA256_PREFIX = "6726825d"  # also the end of the file name, the convention of torch.hub
+SHA256_PREFIX = "6726825d"  # also the end of the file name, as torch.hub expects
 TIMEOUT = 10  # seconds without an answer
 
 
 def default_path() -> Path:
-    """Where torch-fidelity itself looks for its weights."""
+    """Where torch-fidelity looks for its weights."""
     return Path(torch.hub.get_dir()) / "checkpoints" / FILE_NAME
 
 
@@ -43,17 +43,18 @@ def inception(
     """torch-fidelity's FeatureExtractorInceptionV3, on the CPU and in eval mode.
 
     Args:
-        weights: a file in torch-fidelity's format; None takes torch-fidelity's own cache or its download.
-        layers: names of the layers that a call returns, in this order.
+        weights: a file in torch-fidelity's format; None uses torch-fidelity's cache, or downloads it.
+        layers: names of the layers to return, in this order.
 
     Raises:
-        ValueError: if the weights cannot be had or read; it names the file to provide.
+        ValueError: if the weights cannot be found or read; it names the file to provide.
     """
     path = default_path() if weights is None else Path(weights).expanduser()
     if weights is None and not path.is_file():
         _download(path)
     remedy = (
-        f"pass inception_weights=PATH with {URL_INCEPTION_V3}, or features=classifier for data with classes, {NEITHER}"
+        f"pass inception_weights=PATH, a copy of {URL_INCEPTION_V3}, or features=classifier for data with classes, "
+        f"{NEITHER}"
     )
     buffer = io.BytesIO()
     torch.save(load_weights(path, remedy), buffer)
@@ -68,13 +69,13 @@ def inception(
 
 
 class Folded(nn.Module):
-    """The same features and logits as the extractor's, faster: uint8 images (B, 3, H, W) -> (B, 2048), (B, 1008).
+    """The extractor's features and logits, computed faster: uint8 images (B, 3, H, W) -> (B, 2048), (B, 1008).
 
-    Normalisations become part of the convolutions before them, the layout is channels-last, most averages of pixels are
-    taken where there are fewest channels, and images are resized by two products of matrices.
+    Batch normalisations are folded into the convolutions, the layout is channels-last, most average pooling follows the
+    convolution that reduces the channels, and images are resized by two matrix products.
 
     Args:
-        extractor: in evaluation mode; its layers are taken over and changed.
+        extractor: in evaluation mode; its layers are reused and modified.
     """
 
     def __init__(self, extractor: FeatureExtractorInceptionV3) -> None:
@@ -97,9 +98,9 @@ class Folded(nn.Module):
 
 
 class Branches(nn.Module):
-    """A block of rectified convolutions in several branches, named branch..._1, _2, and so on, and branch_pool.
+    """An Inception block of convolutions with ReLU in branches, named branch..._1, _2, and so on, and branch_pool.
 
-    The mean over neighbours follows the convolution of that branch: both are linear, and it leaves fewer channels.
+    The average pooling of branch_pool follows its convolution: both are linear, and pooling fewer channels is faster.
     """
 
     def __init__(self, block: nn.Module) -> None:
@@ -107,7 +108,7 @@ class Branches(nn.Module):
         branches: dict[str, list[nn.Module]] = {}
         for name, layer in block.named_children():
             branches.setdefault(name.rsplit("_", 1)[0], []).append(layer)
-        conv, relu = branches.popitem()[1][0].children()  # of branch_pool, the last
+        conv, relu = branches.popitem()[1][0].children()  # branch_pool is the last
         branches["mean"] = [conv, nn.AvgPool2d(3, 1, 1, count_include_pad=False), relu]
         self.branches = nn.ModuleList(nn.Sequential(*layers) for layers in branches.values())
 
@@ -116,7 +117,7 @@ class Branches(nn.Module):
 
 
 def _rectified(conv: nn.Conv2d) -> nn.Module:
-    """max(conv(x), 0), by Winograd convolution if there is such for the kernel."""
+    """max(conv(x), 0), by Winograd convolution if there is one for this kernel."""
     if not serves(conv):
         return nn.Sequential(conv, nn.ReLU(inplace=True))
     conv.__class__ = Rectified
@@ -124,9 +125,9 @@ def _rectified(conv: nn.Conv2d) -> nn.Module:
 
 
 @functools.lru_cache(8)
-@torch.inference_mode(False)  # else the first use inside it would decide for all
+@torch.inference_mode(False)  # otherwise a first call in inference mode would cache an inference tensor
 def _interpolation(size: int, out: int, device: torch.device) -> Tensor:
-    """The matrix (out, size) of bilinear interpolation as in TensorFlow 1: pixel i lies at i size / out."""
+    """The matrix (out, size) of bilinear interpolation as in TensorFlow 1: pixel i is at i size / out."""
     place = torch.arange(out, dtype=torch.float32) * torch.tensor(size / out)
     low = place.long()
     share = (place - low)[:, None]
@@ -144,7 +145,7 @@ def _download(path: Path) -> None:
     except Exception as error:  # urllib raises many kinds; each means that there is no file
         raise ValueError(
             f"the Inception weights are missing and could not be downloaded ({error}): "
-            f"put {URL_INCEPTION_V3} at {path}, or pass inception_weights=PATH, or features=classifier for data with "
+            f"save {URL_INCEPTION_V3} as {path}, or pass inception_weights=PATH, or features=classifier for data with "
             f"classes, {NEITHER}"
         ) from error
     finally:

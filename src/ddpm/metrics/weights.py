@@ -1,4 +1,4 @@
-"""Weights of a feature network: read without running code, and identified by content."""
+"""Weights of a feature network, read without running code and identified by content."""
 
 import hashlib
 from collections.abc import Mapping
@@ -8,19 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-NEITHER = "or do without features: ~callbacks.quality in training, metrics=[nll] in evaluation"
-"""The way out where neither feature network is to be had."""
+NEITHER = "or use no features: ~callbacks.quality in training, metrics=[nll] in evaluation"
+"""Advice for when neither feature network is available."""
 
 
 def load_weights(path: str | Path, remedy: str) -> dict[str, Any]:
-    """What torch.save wrote to `path`, on the CPU; tensors and plain Python values only.
+    """Read a file written by torch.save onto the CPU; it may hold only tensors and plain Python values.
 
     Args:
         path: the file.
-        remedy: what the user can do about a bad file, the end of the error message.
+        remedy: what to do about a bad file, the end of the error message.
 
     Raises:
-        ValueError: in one line, if the file is missing, truncated, or holds pickled objects, which never run.
+        ValueError: in one line, if the file is missing, truncated, or holds pickled objects, which are never run.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -29,16 +29,16 @@ def load_weights(path: str | Path, remedy: str) -> dict[str, Any]:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(
-            f"{path} is not a readable weights file: it is truncated, is of another format, or holds objects "
-            f"other than tensors ({type(error).__name__}), which are refused without being run; {remedy}"
+            f"{path} is not a readable weights file: it is truncated, has another format, or holds objects other "
+            f"than tensors ({type(error).__name__}), which are rejected without being run; {remedy}"
         ) from error
     if not isinstance(weights, dict):
-        raise ValueError(f"{path} holds a {type(weights).__name__}, but weights are a dict; {remedy}")
+        raise ValueError(f"{path} holds a {type(weights).__name__} instead of a dict of weights; {remedy}")
     return weights
 
 
 def weights_digest(state_dict: Mapping[str, Tensor]) -> str:
-    """First 16 hex digits of the sha256 over names, types, shapes and bytes, whatever the file format."""
+    """First 16 hex digits of the SHA-256 of names, types, shapes and bytes, for any file format."""
     sha = hashlib.sha256()
     for name, tensor in sorted(state_dict.items()):
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())

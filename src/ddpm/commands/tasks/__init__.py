@@ -1,1 +1,1 @@
-"""What sample.py does: one file for each task."""
+"""The tasks of sample.py, one file each."""

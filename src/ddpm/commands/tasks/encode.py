@@ -1,4 +1,4 @@
-"""Real images to their latents by the probability-flow ODE, and back."""
+"""Encode real images to latents with the probability-flow ODE, and decode them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ from ddpm.support.files import write_json, write_npz
 
 
 def prepare(subject: Subject) -> Callable[[Path], None]:
-    """Find the images; what is returned writes latents, reconstructions, and how far these are off."""
+    """Load the images; the returned function writes latents, reconstructions and their error."""
     probability_flow.check(subject.model.process)
     x_0 = subject.real(subject.cfg.images)
 

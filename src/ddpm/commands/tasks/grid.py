@@ -16,7 +16,7 @@ MOST_TILES = 256
 
 
 def prepare(subject: Subject) -> Callable[[Path], None]:
-    """Check the options; what is returned draws and writes."""
+    """Check the options; the returned function draws the samples and writes them."""
     cfg = subject.cfg
     if cfg.format not in FORMATS:
         raise ValueError(f"format must be {' or '.join(FORMATS)}, got {cfg.format!r}")

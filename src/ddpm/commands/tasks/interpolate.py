@@ -1,4 +1,4 @@
-"""Between two real images, through noise that they share (Ho et al. 2020, Figure 8)."""
+"""Interpolate between two real images, diffused with the same noise (Ho et al. 2020, Figure 8)."""
 
 import math
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from ddpm.support.bars import Steps
 
 
 def prepare(subject: Subject) -> Callable[[Path], None]:
-    """Check the options; what is returned writes a row for each pair, the real images at its ends."""
+    """Check the options; the returned function writes one row per pair, with the real images at its ends."""
     cfg = subject.cfg
     chain = subject.sampler.chain(subject.model)
     weight, chosen = weights(cfg.points), pairs(cfg.images)

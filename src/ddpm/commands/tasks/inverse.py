@@ -1,4 +1,4 @@
-"""Images from measurements of them, by the unconditional model."""
+"""Reconstruct images from measurements with the unconditional model."""
 
 import math
 from collections.abc import Callable
@@ -26,11 +26,11 @@ MOST_ROWS = 16
 
 
 def prepare(subject: Subject) -> Callable[[Path], None]:
-    """Check the options; what is returned measures images, reconstructs them, and writes how well."""
+    """Check the options and measure the images; the returned function reconstructs and scores them."""
     cfg = subject.cfg
     for group in ("operator", "solver"):
         if not cfg[group]:
-            raise ValueError(f"task=inverse needs {group}=..., see python sample.py --help for the choices")
+            raise ValueError(f"task=inverse needs {group}=...; python sample.py --help lists the choices")
     for name, value, least in (("draws", cfg.draws, 1), ("noise", cfg.noise, 0)):
         if not least <= value < math.inf:
             raise ValueError(f"{name} must be at least {least}, got {value}")
@@ -42,7 +42,9 @@ def prepare(subject: Subject) -> Callable[[Path], None]:
     x_0 = _images(subject)
     share, draws, sampler = subject.share, cfg.draws, subject.sampler
     if len(x_0) * draws < share.world:
-        raise ValueError(f"{len(x_0) * draws} reconstructions are fewer than the {share.world} processes")
+        raise ValueError(
+            f"{len(x_0) * draws} reconstructions are too few for {share.world} processes; use fewer devices"
+        )
     measured = measure(operator, x_0, cfg.noise, subject.seed)
 
     def run(folder: Path) -> None:
@@ -62,7 +64,7 @@ def prepare(subject: Subject) -> Callable[[Path], None]:
 
 
 def measure(operator: Operator, x_0: Tensor, sigma: float, seed: int) -> Measurement:
-    """A(x_0) + sigma n, the noise of image i a function of (seed, i)."""
+    """A(x_0) + sigma n, where the noise of image i depends only on (seed, i)."""
     y = operator(x_0)
     n = IndexedNoise(seed, Stream.MEASUREMENT, range(len(y)), y.shape[1:], y.device)(0)
     return Measurement(operator, y + sigma * n.to(y.dtype), sigma)
@@ -82,7 +84,7 @@ def _images(subject: Subject) -> Tensor:
 
 
 def _write(subject: Subject, folder: Path, x_0: Tensor, measured: Measurement, x: Tensor) -> None:
-    """Pictures, arrays and scores of the draws x, shape (N, draws, C, H, W)."""
+    """Write pictures, arrays and scores of the draws x, shape (N, draws, C, H, W)."""
     cfg = subject.cfg
     x = x.clamp(-1, 1)
     mean, draws = x.mean(1), x.shape[1]

@@ -1,4 +1,4 @@
-"""Samples in the making: x_t and x^_0 along the chain."""
+"""Progressive generation: x_t and x^_0 along the chain."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,7 @@ FRAMES = 60
 
 
 def prepare(subject: Subject) -> Callable[[Path], None]:
-    """Check the options; what is returned writes a strip as PNG and the way there as GIF."""
+    """Check the options; the returned function writes a strip as PNG and an animation as GIF."""
     columns = subject.cfg.points
     if columns < 2:
         raise ValueError(f"points must be at least 2, got {columns}")
@@ -36,7 +36,7 @@ def prepare(subject: Subject) -> Callable[[Path], None]:
                     strip.append(both)
                 if state.step in moving:
                     frames.append(grid(both.transpose(0, 1).flatten(0, 1), subject.cfg.n))
-        tiles = torch.stack(strip, 2).flatten(0, 1)  # for each sample a row of x and one of x^_0
+        tiles = torch.stack(strip, 2).flatten(0, 1)  # for each sample, a row of x and a row of x^_0
         times = [f"{float(chain.process.times[step]):g}" for step in shown]
         rows = [label for _ in range(subject.cfg.n) for label in ("$x_t$", r"$\hat{x}_0$")]
         plots.save(plots.tiles(tiles, times, rows, "t ="), folder / "strip.png", subject.text)

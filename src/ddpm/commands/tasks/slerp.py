@@ -1,4 +1,4 @@
-"""Between the latents of two samples, for samplers that draw no noise on the way."""
+"""Interpolate spherically between the latents of two samples, with a deterministic sampler."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ from ddpm.support.bars import Steps
 
 
 def prepare(subject: Subject) -> Callable[[Path], None]:
-    """Check the options; what is returned writes a row for each pair of samples."""
+    """Check the options; the returned function writes one row per pair of samples."""
     weight, chosen = weights(subject.cfg.points), pairs(subject.cfg.images)
     if not subject.sampler.deterministic:
         raise ValueError("task=slerp needs a deterministic sampler, such as sampler=ddim, dpm_solver, heun or euler")

@@ -14,19 +14,19 @@ from ddpm.support.files import write_tensors
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Writes a checkpoint beside the one before and then takes its place, so that one is always whole.
+    """Writes a checkpoint to a temporary file before it replaces the previous one, so that one is always complete.
 
     Attributes:
-        content: what a run resumes, read and checked; another file may have taken the place of its own since.
+        content: the checkpoint to resume, read and checked, because its file may have been replaced since.
     """
 
     content: dict[str, Any] | None = None
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The content, once."""
+        """Return the content, once."""
         content, self.content = self.content, None
         if content is None:
-            raise ValueError(f"{path} is not what this run was told to resume; remove it, or choose another folder")
+            raise ValueError(f"{path} is not the checkpoint to resume; remove it, or choose another folder")
         return content
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -34,13 +34,13 @@ class WholeFiles(TorchCheckpointIO):
 
 
 class Checkpoint(Periodic, LightningCheckpoint):
-    """Writes `last.ckpt` into the run's folder, each time in place of the one before.
+    """Writes `last.ckpt` into the run's folder, replacing the previous one.
 
-    It is written when a step has been validated and logged, before the other callbacks act, even if it would not be
-    due; also before the last step.
+    It is written after a step has been validated and logged, and before other callbacks run, even if it is not due
+    itself; also before the last step.
 
     Args:
-        every_n_steps: steps between two checkpoints; None for the end alone.
+        every_n_steps: steps between two checkpoints; None for the end only.
         keep_every_n_steps: steps between checkpoints that are kept, as `step_0010000.ckpt`; None keeps none.
     """
 

@@ -9,11 +9,11 @@ from tqdm import tqdm
 from ddpm.support import bars
 
 NAMES = {"train/loss": "loss", "val/loss": "validation", "images_per_second": "images/s"}
-"""Metrics beside the bar, the most wanted first, and what they are called there: 80 columns have room for the loss."""
+"""Metrics next to the bar and their names there, most important first: 80 columns have room for the loss only."""
 
 
 class Progress(TQDMProgressBar):
-    """One bar over the steps of the whole run; a line every few seconds where output is not a terminal.
+    """One bar for the whole run; a line every few seconds if the output is not a terminal.
 
     Args:
         refresh_rate: batches between two updates.
@@ -37,15 +37,15 @@ class Progress(TQDMProgressBar):
         bar.n = bar.last_print_n = bar.initial = trainer.global_step * trainer.accumulate_grad_batches
 
     def on_train_epoch_start(self, *args: Any) -> None:
-        """Nothing: the run is one epoch, and Lightning would start the bar of a resumed one anew."""
+        """Do nothing: the run is one epoch, and Lightning would reset the bar of a resumed run."""
 
     @property
     def total_train_batches(self) -> int:
-        """Batches of the whole run: Lightning would count those that a resumed run has left."""
+        """Batches of the whole run: Lightning would count only those that a resumed run has left."""
         return int(self.trainer.num_training_batches)
 
     def get_metrics(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The metrics beside the bar: those of `NAMES` in that order, then those that a user's callback adds."""
+        """The metrics next to the bar: those of `NAMES`, in that order, then those of the user's own callbacks."""
         metrics = super().get_metrics(*args, **kwargs)
         metrics.pop("v_num", None)
         named = {NAMES[key]: metrics.pop(key) for key in NAMES if key in metrics}

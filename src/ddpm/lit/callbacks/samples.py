@@ -21,14 +21,14 @@ from ddpm.support.pictures import grid, in_rows, save_png
 class Samples(Periodic):
     """Writes `samples/step_0001000.png` into the run's folder, and sends it to TensorBoard and W&B.
 
-    The samples come from the averaged weights and the same noise every time, so that grids can be compared. Those of
-    a conditional model have one row for each class.
+    The samples come from the averaged weights and the same noise every time, so grids can be compared. The grids of a
+    conditional model have one row per class.
 
     Args:
-        every_n_steps: steps between two grids; None for the end alone.
+        every_n_steps: steps between two grids; None for the end only.
         n: number of samples.
         sampler: how to sample.
-        seed: of the noise.
+        seed: seed of the noise.
     """
 
     def __init__(self, every_n_steps: int | None, n: int, sampler: Sampler, seed: int) -> None:

@@ -1,4 +1,4 @@
-"""Images a second."""
+"""Images per second."""
 
 import time
 from typing import Any
@@ -10,10 +10,10 @@ from ddpm.lit.module import DDPM
 
 
 class Throughput(lightning.Callback):
-    """Training images a second of all processes, data loading included, validation and other callbacks left out.
+    """Training images per second over all processes, including data loading, without validation and other callbacks.
 
-    Measured between the points at which the trainer logs. It must stand first among the callbacks, so that the
-    others' work falls between two windows.
+    Measured between two logging steps. It must come first among the callbacks, so that the work of the others falls
+    between two windows.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class Throughput(lightning.Callback):
         self._restart()
 
     def _close(self, module: DDPM) -> float:
-        """End the window; its rate, and in the results that of all windows."""
+        """End the window and return its rate; the rate over all windows goes into the results."""
         assert self._start is not None
         seconds = self._end - self._start
         rate = self._images / seconds
