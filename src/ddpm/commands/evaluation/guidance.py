@@ -25,7 +25,7 @@ class GuidanceSweep(Evaluation):
         scales = list(subject.cfg.guidance_scales)
         if not subject.model.classes:
             raise ValueError(
-                f"metrics=[guidance] needs a conditional model, and that of {subject.cfg.ckpt} is unconditional; "
+                f"metrics=[guidance] needs a conditional model, but {subject.cfg.ckpt} holds an unconditional one; "
                 f"train one with conditioning=class"
             )
         if not scales:
