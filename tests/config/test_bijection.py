@@ -48,10 +48,14 @@ SEVERAL = {"metrics": (("ddpm.metrics", Metric), ("ddpm.commands.evaluation", Ev
 GIVEN = {"time_sampler": {"T"}, "network": {"image_size", "in_channels", "out_channels", "classes"}}
 
 
+LIGHTNING = {"best", "early_stopping"}
+"""Callbacks of Lightning's, which are chosen beside the default ones."""
+
+
 def options(group):
-    """Name -> content of the group's files, the list of callbacks left out."""
+    """Name -> content of the group's files, the list of callbacks and those of Lightning left out."""
     files = {path.stem: OmegaConf.load(path) for path in sorted((CONF / group).glob("*.yaml"))}
-    return {name: content for name, content in files.items() if "defaults" not in content}
+    return {name: content for name, content in files.items() if "defaults" not in content and name not in LIGHTNING}
 
 
 def subclasses(base):
@@ -140,5 +144,5 @@ def test_every_group_of_the_entry_points_is_a_folder_and_every_folder_a_group():
     for entry in ("train", "evaluate", "sample"):
         defaults = OmegaConf.load(CONF / f"{entry}.yaml")["defaults"]
         groups |= {next(iter(each)).removeprefix("optional ") for each in defaults if not isinstance(each, str)}
-    folders = {path.name for path in CONF.iterdir() if path.is_dir()}
+    folders = {path.name for path in CONF.iterdir() if path.is_dir()} - {"hydra"}
     assert {group for group in groups if not group.startswith("override")} == folders

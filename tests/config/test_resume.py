@@ -116,7 +116,7 @@ AS_TYPED = {
     ),
     *("callbacks.quality.sampler._target_", "callbacks.progress._target_", "callbacks.throughput._target_"),
     *("logger.csv._target_", "logger.csv.save_dir", "output_dir", "ckpt", "speed", "other_data", "trainer.accelerator"),
-    *("trainer.devices", "trainer.num_nodes", "metrics.fid._target_"),
+    *("trainer.devices", "trainer.num_nodes", "metrics.fid._target_", "objective"),
 }
 """What a checkpoint holds nothing of: a run is built from what is typed, whether it resumes or not. Other devices must
 share the same total batch, which is compared."""

@@ -106,9 +106,6 @@ def test_a_gpu_where_there_is_none_is_one_line(monkeypatch, kind, asked):
         devices.devices(kind, asked)
 
 
-BEST = "+callbacks.best={_target_:lightning.pytorch.callbacks.ModelCheckpoint,monitor:bits_per_dim}"
-
-
 @pytest.mark.slow
 def test_metrics_can_be_monitored_and_the_profiler_reports(train, tmp_path):
     heard = []
@@ -119,8 +116,8 @@ def test_metrics_can_be_monitored_and_the_profiler_reports(train, tmp_path):
     try:
         built = train(
             tmp_path,
-            *("callbacks=[bits_per_dim,checkpoint]", "callbacks.bits_per_dim.n_images=4", "trainer.max_steps=3"),
-            *("callbacks.bits_per_dim.every_n_steps=3", "+trainer.profiler=simple", BEST),
+            *("callbacks=[bits_per_dim,checkpoint,best]", "callbacks.bits_per_dim.n_images=4", "trainer.max_steps=3"),
+            *("callbacks.bits_per_dim.every_n_steps=3", "+trainer.profiler=simple"),
         )
     finally:
         logger.removeHandler(handler)
@@ -129,23 +126,25 @@ def test_metrics_can_be_monitored_and_the_profiler_reports(train, tmp_path):
     assert found == pytest.approx(built.module.results["bits_per_dim"])
     (best,) = (callback for callback in built.trainer.callbacks if isinstance(callback, ModelCheckpoint))
     assert best.best_model_score.item() == pytest.approx(found)
-    assert torch.load(best.best_model_path, weights_only=True)["global_step"] == 3
-
-
-STOP = "+callbacks.stop={_target_:lightning.pytorch.callbacks.EarlyStopping,monitor:bits_per_dim,patience:2}"
+    assert Path(best.best_model_path) == tmp_path / "best.ckpt"
+    assert torch.load(tmp_path / "best.ckpt", weights_only=True)["global_step"] == 3
 
 
 @pytest.mark.slow
 def test_what_monitors_a_metric_looks_once_at_each_value(train, tmp_path):
     built = train(
         tmp_path,
-        *("callbacks=[bits_per_dim]", "callbacks.bits_per_dim.n_images=4", "callbacks.bits_per_dim.every_n_steps=2"),
+        *(
+            "callbacks=[bits_per_dim,early_stopping]",
+            "callbacks.bits_per_dim.n_images=4",
+            "callbacks.bits_per_dim.every_n_steps=2",
+        ),
         *(
             "trainer.max_steps=20",
             "trainer.val_check_interval=1",
             "trainer.limit_val_batches=1",
             "optimizer.lr=0.0",
-            STOP,
+            "callbacks.early_stopping.patience=2",
         ),
     )
     assert built.trainer.global_step == 7  # the same value after steps 2, 4 and 6; validation came after every step
@@ -153,7 +152,7 @@ def test_what_monitors_a_metric_looks_once_at_each_value(train, tmp_path):
 
 def test_a_metric_that_nothing_computes_is_one_line(train, tmp_path):
     with pytest.raises(ValueError, match="could not find the monitored key") as shown:
-        train(tmp_path, BEST, "trainer.max_steps=3")
+        train(tmp_path, "callbacks=[checkpoint,best]", "trainer.max_steps=3")
     assert len(errors.explained(shown.value).splitlines()) == 1
 
 

@@ -30,14 +30,14 @@ from ddpm.support.files import expanded
 resolvers.register()  # here, because the processes of Hydra's launchers import this file
 
 
-def job(main: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
+def job(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
     """Turn user errors of a single run into a one-line exit; in a sweep, Hydra reports which job failed."""
 
     @functools.wraps(main)
-    def wrapped(cfg: DictConfig) -> None:
+    def wrapped(cfg: DictConfig) -> Any:
         try:
             check(cfg)
-            main(cfg)
+            return main(cfg)
         except EXPLAINED as error:
             if full() or HydraConfig.get().mode != RunMode.RUN:
                 raise
@@ -47,12 +47,13 @@ def job(main: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
 
 
 @job
-def train(cfg: DictConfig) -> None:
-    """A job of train.py."""
+def train(cfg: DictConfig) -> float | None:
+    """A job of train.py; returns the value of the objective, if one is named, to the sweeper."""
     from ddpm.setup import run_folder
 
     with run_folder.claimed(cfg) as claimed:
         lead("train", claimed)
+    return None if cfg.objective is None else run_folder.result(cfg.output_dir, cfg.objective)
 
 
 @job

@@ -103,6 +103,9 @@ def experiment(cfg: DictConfig) -> Experiment:
         module.diffusion.network.compile()
     between = BetweenSteps(Signals(), partial(_begin, cfg, config))
     trainer = build_trainer(plan, module.diffusion.process, between)
+    known = report.labels(trainer)
+    if config["objective"] not in (None, *known):
+        raise ValueError(f"objective must be one of {', '.join(known)}, got {config['objective']}")
     content = resume(config, module, trainer) if config["ckpt"] is not None else None
     data = DataModule(source, config["batch_size"], config["seed"], config["num_workers"])
     data.setup()

@@ -1,7 +1,6 @@
 """The plan of a training run: its configuration, checked and resolved before anything is built."""
 
 import os
-import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +8,6 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-import ddpm.lit.callbacks
-from ddpm.lit.callbacks.periodic import Periodic
 from ddpm.lit.devices import devices
 from ddpm.parallel import processes
 from ddpm.setup import build, speed
@@ -64,8 +61,7 @@ def planned(config: Mapping[str, Any]) -> Plan:
     if not 0 <= config["seed"] < 2**32:
         raise ValueError(f"seed must be at least 0 and below 2^32, got {config['seed']}")
     config["callbacks"] = {name: node for name, node in config["callbacks"].items() if node is not None}
-    modules = pkgutil.iter_modules(ddpm.lit.callbacks.__path__)
-    known = sorted(module.name for module in modules if module.name != Periodic.__module__.rsplit(".", 1)[-1])
+    known = [name for name in build.options("callbacks") if name != "default"]
     for name, node in config["callbacks"].items():
         if "_target_" not in node and name not in known:
             raise ValueError(f"callbacks.{name} has no _target_; the callbacks are {', '.join(known)}")

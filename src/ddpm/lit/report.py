@@ -62,12 +62,12 @@ def summary(trainer: lightning.Trainer, module: DDPM, data: DataModule, config: 
     print(f"folder: {shown(trainer.default_root_dir)}")
 
 
-def _labels(trainer: lightning.Trainer) -> dict[str, str]:
+def labels(trainer: lightning.Trainer) -> dict[str, str]:
     """What to print for each metric."""
-    labels = {"train/loss": "training loss", "val/loss": "validation loss (averaged weights)"}
+    found = {"train/loss": "training loss", "val/loss": "validation loss (averaged weights)"}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        labels |= callback.labels if isinstance(callback, Periodic) else {}
-    return labels | {"images_per_second": "training images/s"}
+        found |= callback.labels if isinstance(callback, Periodic) else {}
+    return found | {"images_per_second": "training images/s"}
 
 
 def results(trainer: lightning.Trainer, module: DDPM, config: Mapping[str, Any]) -> None:
@@ -84,11 +84,11 @@ def results(trainer: lightning.Trainer, module: DDPM, config: Mapping[str, Any])
         "config": comparable(config),
     }
     write_json(Path(trainer.default_root_dir) / RESULTS, content)
-    labels = _labels(trainer)
-    labels |= {name: name for name in sorted(set(values) - set(labels))}
+    named = labels(trainer)
+    named |= {name: name for name in sorted(set(values) - set(named))}
     rows = {
         label: f"{values[name]:.4g}" + (", unreliable" if name in module.unreliable else "")
-        for name, label in labels.items()
+        for name, label in named.items()
         if name in values
     }
     folder = Path(os.path.relpath(trainer.default_root_dir))

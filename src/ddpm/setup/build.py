@@ -129,14 +129,14 @@ def instead(asked: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
 def _reason(group: str, error: InstantiationException, node: DictConfig) -> str:
     cause = error.__cause__
     if isinstance(cause, SizeError):
-        return f"{cause}; networks for other image sizes: {', '.join(_options(group))}"
+        return f"{cause}; networks for other image sizes: {', '.join(options(group))}"
     if isinstance(cause, TypeError) and "keyword argument" in str(cause):
         allowed = inspect.signature(hydra.utils.get_object(node["_target_"])).parameters
         return f"{cause}; {node['_target_']} takes {', '.join(name for name in allowed if name != 'self')}"
     return str(cause or error).splitlines()[0]
 
 
-def _options(group: str) -> list[str]:
+def options(group: str) -> list[str]:
     """The options of a group in conf/, sorted by the numbers in their names."""
     names = [path.stem for path in (CONF / group).glob("*.yaml")]
     return sorted(names, key=lambda name: ([int(number) for number in re.findall(r"\d+", name)], name))

@@ -156,6 +156,11 @@ def comparable(config: Any) -> dict[str, Any]:
     return json.loads(as_json({key: value for key, value in config.items() if key not in left_out}))
 
 
+def result(folder: str | Path, name: str) -> float:
+    """The last value of a metric of a finished run."""
+    return float(json.loads((Path(folder) / RESULTS).read_text())["metrics"][name])
+
+
 def rows(path: Path) -> int:
     """The number of rows in a metrics.csv."""
     if not path.exists():

@@ -51,6 +51,7 @@ class TrainConfig:
     compile: bool = MISSING
     ckpt: str | None = MISSING
     other_data: bool = MISSING
+    objective: str | None = MISSING
     output_dir: str = MISSING
 
 
