@@ -20,8 +20,8 @@ class Optimise(Sweeper):
     """Trains with the options that Optuna suggests, and tells it the objective of each run.
 
     `name=interval(a,b)` is a number between a and b, `int(interval(a,b))` an integer, `tag(log,interval(a,b))` a number
-    on a logarithmic scale, and any other sweep a choice. Trials are kept in `optuna.log` in the sweep's folder: repeating
-    the command there adds the missing ones.
+    on a logarithmic scale, and any other sweep a choice. Trials are kept in `optuna.log` in the sweep's folder, where
+    repeating the command adds the missing ones.
 
     Args:
         n_trials: number of trials, failed ones included.

@@ -10,6 +10,8 @@ from hydra_plugins.ddpm_study import Study
 
 CONF = Path(__file__).parents[2] / "conf"
 STUDIES = sorted(path.stem for path in (CONF / "study").glob("*.yaml"))
+EVALUATED = {"samplers", "guidance"}
+"""Studies of a checkpoint; the others train."""
 
 
 def jobs(name, *typed, max_batch_size=None):
@@ -26,8 +28,9 @@ def jobs(name, *typed, max_batch_size=None):
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_job_of_every_study_composes_and_no_two_are_the_same(compose, name):
     (batch,) = jobs(name)
-    configured = [compose("train", *overrides, "output_dir=x") for overrides in batch]
-    assert len({OmegaConf.to_yaml(cfg) for cfg in configured}) == len(batch) >= 9
+    entry = ("evaluate", f"study={name}", "ckpt=x") if name in EVALUATED else ("train", f"study={name}", "output_dir=x")
+    configured = [compose(*entry, *overrides) for overrides in batch]
+    assert len({OmegaConf.to_yaml(cfg) for cfg in configured}) == len(batch) >= 3
     assert {cfg.seed for cfg in configured} == {0, 1, 2}
 
 
