@@ -158,31 +158,6 @@ class Plain(Network):
         time = t.to(x_t.dtype).view(-1, 1, 1, 1).expand(-1, 1, *x_t.shape[2:])
         return self.layers(torch.cat([x_t, time], 1))
 '''
-FILES = {
-    "code/my_edm.py": PRECONDITIONED,
-    "code/my_loss.py": WEIGHTED,
-    "code/my_network.py": NETWORK,
-    "options/parameterization/edm.yaml": "_target_: my_edm.EDM\nsigma_data: 0.5\n",
-    "options/loss/log_normal.yaml": "_target_: my_loss.LogNormal\nmean: -1.2\nstd: 1.2\n",
-    "options/network/plain.yaml": "_target_: my_network.Plain\nwidth: 8\n",
-}
-
-
-def test_a_preconditioned_model_and_a_network_from_outside_train_and_are_evaluated(tmp_path, bare):
-    for name, content in FILES.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(content)
-    options = [option for option in bare if not option.startswith("network.")]
-    chosen = ("parameterization=edm", "loss=log_normal", "network=plain")
-    code, _, stderr = typed(tmp_path, "train.py", "--config-dir", "options", *chosen, *options, "hydra.run.dir=run")
-    assert code == 0, stderr
-    code, stdout, stderr = typed(
-        tmp_path, "evaluate.py", "ckpt=run", "metrics=[nll]", "nll.n_images=4", "trusted=[my_edm,my_loss,my_network]"
-    )
-    assert code == 0, stderr
-    assert "bits/dim" in stdout
-
-
 METRIC = '''
 from ddpm.metrics.base import Metric, Row
 
@@ -196,29 +171,53 @@ class Brightness(Metric):
     def __call__(self, samples, real):
         return {"brightness": float(samples["pixels"].double().mean() - real["pixels"].double().mean())}
 '''
+FILES = {
+    "code/my_edm.py": PRECONDITIONED,
+    "code/my_loss.py": WEIGHTED,
+    "code/my_network.py": NETWORK,
+    "code/my_metric.py": METRIC,
+    "options/parameterization/edm.yaml": "_target_: my_edm.EDM\nsigma_data: 0.5\n",
+    "options/loss/log_normal.yaml": "_target_: my_loss.LogNormal\nmean: -1.2\nstd: 1.2\n",
+    "options/network/plain.yaml": "_target_: my_network.Plain\nwidth: 8\n",
+    "options/metrics/brightness.yaml": "brightness:\n  _target_: my_metric.Brightness\n",
+}
 
 
-def test_a_metric_from_outside_is_the_same_in_training_on_two_processes_and_in_evaluation(tmp_path, bare):
-    for name, content in {
-        "code/my_metric.py": METRIC,
-        "options/metrics/brightness.yaml": "brightness:\n  _target_: my_metric.Brightness\n",
-    }.items():
-        (tmp_path / name).parent.mkdir(parents=True)
-        (tmp_path / name).write_text(content)
-    mine = ("--config-dir", "options", "metrics=[brightness]")
-    options = [option for option in bare if not option.startswith("callbacks=")]
+@pytest.fixture(scope="module")
+def trial(tmp_path_factory, bare):
+    """A run on two processes of a preconditioned model, its loss, a network and a metric, all from outside."""
+    folder = tmp_path_factory.mktemp("trial")
+    for name, content in FILES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+    options = [option for option in bare if not option.startswith(("network.", "callbacks="))]
     code, stdout, stderr = typed(
-        tmp_path, "train.py", *mine, *options, "callbacks=[quality,checkpoint]", "callbacks.quality.n_samples=40",
+        folder, "train.py", "--config-dir", "options", "parameterization=edm", "loss=log_normal", "network=plain",
+        "metrics=[brightness]", *options, "callbacks=[quality,checkpoint]", "callbacks.quality.n_samples=40",
         "trainer.devices=2", "hydra.run.dir=run",
     )  # fmt: skip
     assert code == 0, stderr
     assert "mean grey level" in stdout
-    trained = json.loads((tmp_path / "run" / "results.json").read_text())["metrics"]["brightness"]
+    return folder
+
+
+def test_a_preconditioned_model_and_a_network_from_outside_train(trial):
+    config = torch.load(trial / "run" / "last.ckpt", weights_only=True)["ddpm_config"]
+    targets = [config[group]["_target_"] for group in ("parameterization", "loss", "network")]
+    assert targets == ["my_edm.EDM", "my_loss.LogNormal", "my_network.Plain"]
+
+
+def test_they_are_evaluated_and_a_metric_from_outside_is_the_same_as_in_training_on_two_processes(trial):
+    trained = json.loads((trial / "run" / "results.json").read_text())["metrics"]["brightness"]
     assert trained != 0
-    code, stdout, stderr = typed(tmp_path, "evaluate.py", *mine, "ckpt=run", "n_samples=40", "output_dir=evaluated")
+    code, stdout, stderr = typed(
+        trial, "evaluate.py", "--config-dir", "options", "metrics=[brightness,nll]", "nll.n_images=4", "ckpt=run",
+        "n_samples=40", "output_dir=evaluated", "trusted=[my_edm,my_loss,my_network]",
+    )  # fmt: skip
     assert code == 0, stderr
     assert "mean grey level" in stdout
-    (file,) = (tmp_path / "evaluated").rglob("metrics.json")
+    assert "bits/dim" in stdout
+    (file,) = (trial / "evaluated").rglob("metrics.json")
     found = json.loads(file.read_text())["samples"]
     assert found["brightness"] == pytest.approx(trained, abs=1e-6)
     assert found["features"] is None  # a feature network is not needed

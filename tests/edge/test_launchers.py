@@ -64,24 +64,16 @@ def assert_same_weights(folder, other):
 
 
 @pytest.fixture(scope="module")
-def uncut(bare, tmp_path_factory):
-    """The folder of the second job of the sweep, trained alone."""
-    folder = tmp_path_factory.mktemp("uncut")
+def alone(bare, tmp_path_factory):
+    """The folder of a run on two processes, started by ddpm."""
+    folder = tmp_path_factory.mktemp("alone")
     typed.run(typed.train(*bare, *LONG, "loss=vlb", f"hydra.run.dir={folder}"), env=typed.environment())
-    return folder
-
-
-@pytest.fixture(scope="module")
-def plain(bare, tmp_path_factory):
-    """The folder of a run on two processes."""
-    folder = tmp_path_factory.mktemp("plain")
-    typed.run(typed.train(*bare, "trainer.devices=2", f"hydra.run.dir={folder}"), env=typed.environment())
     return folder
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["python", "torchrun"])
-def test_a_sweep_on_two_processes_is_one_sweep_and_goes_on_where_it_was_killed(launcher, bare, uncut, tmp_path):
+def test_a_sweep_on_two_processes_is_one_sweep_and_goes_on_where_it_was_killed(launcher, bare, alone, tmp_path):
     start = (sys.executable,)
     if launcher == "torchrun":
         start = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
@@ -112,13 +104,13 @@ def test_a_sweep_on_two_processes_is_one_sweep_and_goes_on_where_it_was_killed(l
     assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == ["0", "1", "multirun.yaml"]
     for folder in (first, second):
         assert json.loads((folder / "results.json").read_text())["steps"] == 14
-    assert_same_weights(second, uncut)
+    assert_same_weights(second, alone)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["run", "sweep whose launcher starts every task"])
-def test_the_tasks_of_slurm_train_together(bare, plain, tmp_path, way):
-    words = typed.train(*bare, f"hydra.run.dir={tmp_path}/run", "trainer.devices=2")
+def test_the_tasks_of_slurm_train_together(bare, alone, tmp_path, way):
+    words = typed.train(*bare, *LONG, "loss=vlb", f"hydra.run.dir={tmp_path}/run")
     if way != "run":  # as the launcher does: each task calls the job's function itself
         code = (
             "import runpy, sys; from ddpm.commands import followers; followers.start = lambda entry, main: main(); "
@@ -135,15 +127,15 @@ def test_the_tasks_of_slurm_train_together(bare, plain, tmp_path, way):
     for task in tasks:
         _, stderr = waiting.finish(task)
         assert task.returncode == 0, stderr[-3000:]
-    assert json.loads((tmp_path / "run" / "results.json").read_text())["steps"] == 6
-    assert_same_weights(tmp_path / "run", plain)
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["steps"] == 14
+    assert_same_weights(tmp_path / "run", alone)
 
 
 @pytest.mark.slow
-def test_a_static_graph_trains_the_same_and_refuses_accumulation(bare, plain, compose, tmp_path):
-    options = ("strategy.static_graph=true", "trainer.devices=2", f"hydra.run.dir={tmp_path}/static")
+def test_a_static_graph_trains_the_same_and_refuses_accumulation(bare, alone, compose, tmp_path):
+    options = (*LONG, "loss=vlb", "strategy.static_graph=true", f"hydra.run.dir={tmp_path}/static")
     typed.run(typed.train(*bare, *options), env=typed.environment(tmp_path))
-    assert_same_weights(tmp_path / "static", plain)
+    assert_same_weights(tmp_path / "static", alone)
     accumulate = ("strategy.static_graph=true", "trainer.accumulate_grad_batches=2")
     refused = compose("train", *bare, *accumulate, f"output_dir='{tmp_path}/refused'")
     with pytest.raises(ValueError, match=r"does not work with trainer\.accumulate_grad_batches=2"):

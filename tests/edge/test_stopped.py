@@ -16,7 +16,8 @@ import waiting
 from matplotlib.figure import Figure
 
 from ddpm.commands import cli, plots
-from ddpm.commands.evaluate import PARTS, evaluate
+from ddpm.commands.evaluate import evaluate
+from ddpm.commands.evaluation.ode import ODE
 from ddpm.commands.sample import sample
 from ddpm.data.images import InMemory
 from ddpm.metrics import classifier
@@ -135,13 +136,13 @@ def test_commands_leave_no_cut_arrays_on_a_full_disk(compose, checkpoint, tmp_pa
 
 @pytest.mark.slow
 def test_an_interrupt_says_what_is_kept_and_how_to_go_on(compose, checkpoint, tmp_path, monkeypatch):
-    def interrupted(subject):
+    def interrupted(self, subject):
         def run(folder):
             raise KeyboardInterrupt
 
         return run
 
-    monkeypatch.setitem(PARTS, "ode", interrupted)
+    monkeypatch.setattr(ODE, "prepare", interrupted)
     options = (f"ckpt='{checkpoint}'", f"output_dir='{tmp_path}/out'", "nll.n_images=4")
     with pytest.raises(KeyboardInterrupt, match=r"^nothing was written; to continue: repeat the command$"):
         evaluate(compose("evaluate", *options, "metrics=[ode]"))

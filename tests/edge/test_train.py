@@ -94,7 +94,7 @@ def test_a_sweep_trains_every_combination_in_a_folder_of_its_own(tmp_path, bare)
 def full(train, tiny, tmp_path_factory):
     """The folder of a tiny run with every callback."""
     folder = tmp_path_factory.mktemp("full run")
-    every = [f"callbacks.{name}.every_n_steps=2" for name in ("samples", "bits_per_dim", "fid", "checkpoint")]
+    every = [f"callbacks.{name}.every_n_steps=2" for name in ("samples", "bits_per_dim", "quality", "checkpoint")]
     train(folder, *every, "time_sampler=importance", base=tiny)
     return folder
 

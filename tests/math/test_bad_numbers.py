@@ -58,7 +58,7 @@ def test_guidance_is_a_number(scale):
 
 @pytest.mark.parametrize("width", [-4, 0, 2])
 def test_a_network_is_wide_enough_for_its_time_embedding(width):
-    with pytest.raises(ValueError, match=f"width must be at least 4, .* got {width}"):
+    with pytest.raises(ValueError, match=rf"width must be at least 4 \(time embedding\), .* got {width}"):
         UNet(8, 1, 1, width=width, multipliers=(1,), attention=(), groups=1)
     network = UNet(8, 1, 1, width=4, multipliers=(1,), attention=(), groups=1)
     assert network.time(torch.tensor([0, 999])).isfinite().all()

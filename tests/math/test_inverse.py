@@ -172,7 +172,7 @@ def draws(solver, data, sampler, operator, sigma, n=4000, parameterization=None,
 )
 def test_solvers_that_claim_the_posterior_sample_it(solver, S, operator):
     """Mean to 0.05 and covariance to 0.06 (4,000 draws; standard deviations are 0.2 to 1)."""
-    found, _, mean, covariance = draws(solver, Gaussian(S), DPMSolver(60, clip=False), operator, 0.3)
+    found, _, mean, covariance = draws(solver, Gaussian(S), DPMSolver(40, clip=False), operator, 0.3)
     assert torch.allclose(found.mean(0), mean, atol=0.05)
     assert torch.allclose(found.T.cov(), covariance, atol=0.06)
 
