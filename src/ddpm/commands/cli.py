@@ -1,4 +1,4 @@
-"""The three commands: `python train.py ...` in a checkout, `ddpm train ...` where the package is installed.
+"""The four commands: `python train.py ...` in a checkout, `ddpm train ...` where the package is installed.
 
 What is heavy to import is imported by the job that needs it, so that `--help` is shown at once.
 """
@@ -73,6 +73,7 @@ USAGE = """Denoising diffusion probabilistic models.
   ddpm train ...       train a model; resume a run
   ddpm evaluate ...    FID, IS, bits/dim and more of a checkpoint
   ddpm sample ...      samples of a checkpoint, and what else sampling does
+  ddpm report ...      an HTML file that compares runs
 
   ddpm train --help    options of a command
   ddpm --version"""
@@ -84,17 +85,28 @@ def main() -> None:
     if name in COMMANDS:
         sys.argv = [sys.argv[0], *rest]
         run(name)
+    elif name == "report":
+        sys.argv = [sys.argv[0], *rest]
+        report()
     elif name == "--version":
         print(__version__)
     elif name in ("--help", "-h"):
         print(USAGE)
     else:
-        sys.exit(f"error: there is no command {name!r}; the commands are {', '.join(COMMANDS)}")
+        sys.exit(f"error: there is no command {name!r}; the commands are {', '.join([*COMMANDS, 'report'])}")
 
 
 def run(name: str) -> None:
     """Run a command with what is typed behind it."""
     start(name, hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(COMMANDS[name]))
+
+
+def report() -> None:
+    """Run the one command that is not configured by Hydra, with what is typed behind it."""
+    from ddpm.reporting import command
+    from ddpm.setup import shell
+
+    start("report", lambda: command.report(sys.argv[1:], shell.command("train")))
 
 
 def start(name: str, main: Callable[[], None]) -> None:

@@ -67,7 +67,7 @@ def _labels(trainer: lightning.Trainer) -> dict[str, str]:
     labels = {"train/loss": "training loss", "val/loss": "validation loss (averaged weights)"}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         labels |= callback.labels if isinstance(callback, Periodic) else {}
-    return labels | {"images_per_second": "training images/s"}
+    return labels | {"images_per_second": "training images/s", "seconds": "training time (s)"}
 
 
 def results(trainer: lightning.Trainer, module: DDPM, config: Mapping[str, Any]) -> None:
