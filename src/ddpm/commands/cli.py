@@ -104,9 +104,10 @@ def run(name: str) -> None:
 def report() -> None:
     """Run the one command that is not configured by Hydra, with what is typed behind it."""
     from ddpm.reporting import command
-    from ddpm.setup import shell
 
-    start("report", lambda: command.report(sys.argv[1:], shell.command("train")))
+    scripts = {"report.py": "python train.py", "__main__.py": "python -m ddpm train"}  # no path of this machine
+    program = scripts.get(os.path.basename(sys.argv[0]), "ddpm train")
+    start("report", lambda: command.report(sys.argv[1:], program))
 
 
 def start(name: str, main: Callable[[], None]) -> None:

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from ddpm.reporting.options import Scalar, option, text
 from ddpm.reporting.quantities import BOUND, OBJECTIVE, Quantity, quantity
-from ddpm.reporting.runs import Result, Run, Scalar, option, text
+from ddpm.reporting.runs import Result, Run
 from ddpm.reporting.statistics import Difference, Estimate, difference, estimate
 from ddpm.support.text import printable
 
@@ -128,6 +129,8 @@ def differing(configs: Sequence[Mapping[str, Scalar]]) -> list[str]:
     others, such as `callbacks.quality.sampler.steps` of `sampler.steps`.
     """
     names = [*dict.fromkeys(name for config in configs for name in config)]
+    groups = [*dict.fromkeys(name.split(".")[0] for name in names)]
+    names.sort(key=lambda name: groups.index(name.split(".")[0]))
     varying = [name for name in names if len({shown_option(name, config) for config in configs}) > 1]
     free = [name for name in varying if not _follows(name, varying, configs)]
     kept: dict[tuple[str, tuple[str, ...]], str] = {}

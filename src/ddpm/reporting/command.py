@@ -24,8 +24,8 @@ def report(arguments: Sequence[str], program: str) -> None:
     """
     parser = argparse.ArgumentParser(
         "report",
-        description="Writes one HTML file that compares runs: a table of results with errors over seeds, curves, samples "
-        "and the options that differ. It needs no network.",
+        description="Writes one HTML file that compares runs: a table of results with errors over seeds, curves, "
+        "samples and the options that differ. It needs no network.",
     )
     parser.add_argument("folders", nargs="+", metavar="FOLDER", help="a run, a sweep, or a folder that holds some")
     parser.add_argument("--out", metavar="FILE", help="the file to write; default: report.html in the first folder")
@@ -38,7 +38,7 @@ def report(arguments: Sequence[str], program: str) -> None:
     folders = [Path(expanded(folder)) for folder in given.folders]
     out = Path(expanded(given.out)) if given.out else folders[0] / "report.html"
     if out.is_dir():
-        raise ValueError(f"--out must be a file, and {printable(out)} is a folder; give {printable(out / 'report.html')}")
+        raise ValueError(f"--out={printable(out)} is a folder; give a file, such as {printable(out / 'report.html')}")
     said = write(folders, out, program, given.watch)
     print(said)
     while given.watch is not None:

@@ -12,8 +12,9 @@ import plotly.graph_objects as go
 from plotly.io import to_json
 
 from ddpm.reporting.cells import Cell
+from ddpm.reporting.contents import Array, Curve
 from ddpm.reporting.quantities import COUNTS, QUANTITIES, quantity
-from ddpm.reporting.runs import Array, Curve, Run
+from ddpm.reporting.runs import Run
 
 COLOURS = (
     *("#4269d0", "#ff725c", "#3ca951", "#efb118", "#a463f2"),
@@ -36,6 +37,7 @@ class Plot:
         note: what to say below it.
         variants: Plotly's JSON for each horizontal axis, `steps` or `time`.
         scale: `chosen` by the reader, `linear`, or `log` on both axes.
+        spread: the largest value over the smallest, on a logarithmic scale.
         main: whether it is shown without being asked for.
     """
 
@@ -43,6 +45,7 @@ class Plot:
     note: str
     variants: Mapping[str, Any]
     scale: str
+    spread: float
     main: bool = True
 
 
@@ -69,13 +72,13 @@ def training(cells: Sequence[Cell]) -> list[Plot]:
 
         of = quantity(name)
         axes = {"steps": ("step", by_step), "time": ("training time (minutes)", by_time)}
-        plots.append(plot(of.label, "", cells, axes, "chosen", of.main))
+        plots.append(plot(of.label, "", cells, axes, "chosen", of.main and name != "images_per_second"))
     return plots
 
 
 def evaluated(cells: Sequence[Cell]) -> list[Plot]:
     """What evaluate.py computed: curves from its files, and FID against N and against the number of steps."""
-    rate, terms = "RMSE (0..255) of x^_0 against the rate received", "L_{t-1} in bits/dim against t; L_0 at t = 1"
+    rate, terms = "RMSE (0..255) of x^_0 against the rate received", "bits/dim against t; the distortion at t = 1"
     kinds = (
         ("rate_distortion", "Rate and distortion", "rate (bits/dim)", rate, "linear"),
         ("terms", "Terms of the bound", "t", terms, "log"),
@@ -114,18 +117,19 @@ def plot(
     main: bool = True,
 ) -> Plot:
     """Curves of all cells, drawn once for each horizontal axis: its label, and what to draw of a run."""
-    variants = {}
+    variants, lows, highs = {}, [np.inf], [0.0]
     for axis, (label, of) in axes.items():
         traces = []
         for index, cell in enumerate(cells):
             drawn = [(run, ordered(curve)) for run in cell.runs if (curve := of(run)) is not None]
             traces += _traces(index, cell, drawn)
-            if any((curve.y <= 0).any() for _, curve in drawn):
-                scale = "linear"
+            lows += [float(curve.y.min()) for _, curve in drawn]
+            highs += [float(curve.y.max()) for _, curve in drawn]
         if traces:
             layout = {"xaxis": {"title": {"text": label}}, "template": {"layout": {}}}
             variants[axis] = json.loads(to_json(go.Figure(traces, layout), validate=False))
-    return Plot(title, note, variants, scale, main)
+    low, high = min(lows), max(highs)
+    return Plot(title, note, variants, scale if low > 0 else "linear", high / low if low > 0 else 1.0, main)
 
 
 def _traces(index: int, cell: Cell, drawn: Sequence[tuple[Run, Curve]]) -> list[go.Scatter]:

@@ -54,11 +54,12 @@ function sorted() {
 
 function draw(element, visible) {
   if (element.closest("details:not([open])")) return;
-  const {variants, scale} = page.plots[element.dataset.plot];
+  const {variants, scale, spread} = page.plots[element.dataset.plot];
   const {data, layout} = variants[state.axis] ?? variants.steps;
   const colour = name => getComputedStyle(root).getPropertyValue(name).trim();
-  const axis = {gridcolor: colour("--line"), linecolor: colour("--line"), zeroline: false, automargin: true, exponentformat: "power"};
-  const log = scale === "chosen" ? state.scale : scale;
+  const axis = {gridcolor: colour("--line"), linecolor: colour("--line"), zeroline: false, automargin: true};
+  const type = scale === "chosen" ? state.scale : scale;
+  const format = ",.4~r";
   Plotly.react(element, data.filter(trace => visible(trace.meta)), {
     ...layout,
     margin: {l: 52, r: 12, t: 14, b: 44},
@@ -66,8 +67,8 @@ function draw(element, visible) {
     font: {family: "system-ui, sans-serif", size: 12, color: colour("--quiet")},
     hoverlabel: {bgcolor: colour("--raised"), bordercolor: colour("--line"), font: {color: colour("--text")}, align: "left", namelength: -1},
     showlegend: false, hovermode: "closest",
-    xaxis: {...axis, ...layout.xaxis, type: scale === "log" ? "log" : "linear", tickformat: scale === "log" ? "" : ",.4~g"},
-    yaxis: {...axis, type: log, tickformat: ".4~g", nticks: 7},
+    xaxis: {...axis, ...layout.xaxis, tickformat: format, ...(scale === "log" ? {type: "log", dtick: 1} : {})},
+    yaxis: {...axis, tickformat: format, ...(type === "log" ? {type, dtick: spread > 300 ? 1 : spread > 8 ? "D2" : undefined} : {nticks: 7})},
   }, {responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"]});
 }
 

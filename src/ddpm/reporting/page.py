@@ -30,8 +30,9 @@ from ddpm.reporting.cells import (
     results,
     shown_option,
 )
+from ddpm.reporting.contents import content
 from ddpm.reporting.quantities import COUNTS, QUANTITIES, quantity
-from ddpm.reporting.runs import Result, Run, content
+from ddpm.reporting.runs import Result, Run
 from ddpm.reporting.statistics import LEVEL, shown
 
 GRID_BYTES = 4_500_000
@@ -67,7 +68,7 @@ def page(runs: Sequence[Run], unread: Mapping[str, str], program: str, refresh: 
         plotly=Markup(plotly),
         hashes=[_hash(script), _hash(plotly)],
         data={
-            "plots": [{"variants": plot.variants, "scale": plot.scale} for plot in flat],
+            "plots": [{"variants": plot.variants, "scale": plot.scale, "spread": plot.spread} for plot in flat],
             "cells": [_words(cell, program) for cell in groups],
             "refresh": refresh,
         },
@@ -96,7 +97,7 @@ def page(runs: Sequence[Run], unread: Mapping[str, str], program: str, refresh: 
 @cache
 def _source(name: str) -> str:
     loader = PackageLoader("ddpm", "reporting")
-    return loader.get_source(Environment(), name)[0]  # noqa: S701
+    return loader.get_source(Environment(), name)[0]
 
 
 def _hash(script: str) -> str:
@@ -124,9 +125,7 @@ def _command(run: Run, program: str) -> str | None:
 
 
 def _numbered(plots: Sequence[figures.Plot], start: int) -> list[dict[str, Any]]:
-    return [
-        {"id": i, "title": plot.title, "note": plot.note, "main": plot.main} for i, plot in enumerate(plots, start)
-    ]
+    return [{"id": i, "title": plot.title, "note": plot.note, "main": plot.main} for i, plot in enumerate(plots, start)]
 
 
 def _cell(index: int, cell: Cell) -> dict[str, Any]:
@@ -193,7 +192,8 @@ def _entry(entry: Entry | None) -> dict[str, Any] | None:
     if entry.against is not None:
         d = entry.against
         test = "paired over the same seeds" if d.paired else "Welch"
-        said.append(f"minus the best: {shown(d.mean, d.error)} ({test}, {LEVEL:.0%} interval ± {shown(d.margin, None)})")
+        interval = f"{LEVEL:.0%} interval ± {shown(d.margin, None)}"
+        said.append(f"minus the best: {shown(d.mean, d.error)} ({test}, {interval})")
     elif entry.mark is Mark.UNTESTED:
         said.append("no test against the best, as one of the two has a single seed")
     return {"shown": shown(mean, error), "mean": mean, "mark": entry.mark.value, "title": "\n".join(said)}
@@ -275,9 +275,9 @@ def picture_url(data: bytes | None, most: int) -> dict[str, Any] | None:
             picture = image.convert("L" if image.mode in ("1", "L") else "RGB")
     except (OSError, SyntaxError, ValueError):  # Pillow's for damaged files
         return None
-    for options in ({"lossless": True}, *({"quality": quality} for quality in QUALITIES)):
+    for quality in (None, *QUALITIES):
         buffer = io.BytesIO()
-        picture.save(buffer, "WEBP", method=4, **options)
+        picture.save(buffer, "WEBP", method=4, lossless=quality is None, quality=quality or 80)
         if buffer.tell() <= most:
             break
     url = f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -4,7 +4,8 @@ With values x_1, ..., x_n of n seeds, mean m and sample variance s^2 (divisor n 
 
     standard error          s / sqrt(n)
     paired difference       the same of x_i - y_i over common seeds, Student t with n - 1 degrees of freedom
-    difference of Welch     m_x - m_y, error sqrt(s_x^2 / n_x + s_y^2 / n_y), and Welch & Satterthwaite's degrees of freedom
+    difference of Welch     m_x - m_y with error sqrt(s_x^2 / n_x + s_y^2 / n_y), and with a = s_x^2 / n_x and
+                            b = s_y^2 / n_y (a + b)^2 / (a^2 / (n_x - 1) + b^2 / (n_y - 1)) degrees of freedom
 
 Welch 1947, *The generalization of Student's problem when several different population variances are involved*. All in
 float64, in the unit of the values.
