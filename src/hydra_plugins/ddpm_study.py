@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -32,8 +33,19 @@ class Study(Sweeper):
         self.basic.setup(**context)
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Run every job."""
-        return self.basic.sweep(arguments)
+        """Run every job; a study then writes its report, even if a job has failed."""
+        config = self.basic.config
+        assert config is not None
+        try:
+            return self.basic.sweep(arguments)
+        finally:
+            if config.hydra.runtime.choices.get("study") not in (None, "null"):
+                from ddpm.reporting import command
+                from ddpm.setup.run_folder import found
+
+                evaluated = config.hydra.job.config_name == "evaluate"
+                folder = found(config.ckpt).parent if evaluated else Path(config.hydra.sweep.dir)
+                print(command.write([folder], folder / "report.html", "python train.py", None))
 
     def split_arguments(self, overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:
         """The overrides of each job, in batches."""

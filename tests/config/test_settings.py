@@ -237,6 +237,9 @@ def test_the_package_can_be_run_as_a_module(ran, entry):
 def test_the_console_command_lists_its_commands_and_refuses_others(ran):
     shown, end = ran(cli.main)
     assert end is None
-    assert all(f"ddpm {name} " in shown for name in ("train", "evaluate", "sample"))
+    assert all(f"ddpm {name} " in shown for name in ("train", "evaluate", "sample", "report"))
     assert ran(cli.main, "--version") == (f"{ddpm.__version__}\n", None)
-    assert ran(cli.main, "trian")[1] == "error: there is no command 'trian'; the commands are train, evaluate, sample"
+    assert (
+        ran(cli.main, "trian")[1]
+        == "error: there is no command 'trian'; the commands are train, evaluate, sample, report"
+    )

@@ -104,9 +104,10 @@ def started(typed, env, folder):
 
 
 def logged(folder):
-    """What metrics.csv holds, in order, but for the speed."""
+    """What metrics.csv holds, in order, but for speed and time."""
     rows = list(csv.DictReader((folder / "metrics.csv").open()))
-    return [{key: value for key, value in row.items() if value and key != "images_per_second"} for row in rows]
+    timed = ("images_per_second", "seconds")
+    return [{key: value for key, value in row.items() if value and key not in timed} for row in rows]
 
 
 def content(folder):

@@ -30,11 +30,12 @@ ROOMS = {
     "operator": "data",
     "solver": "chain parameterization model sampler operator",
     "parallel": "support",
+    "reporting": "support",
     "metrics": "support chain kernels model likelihood sampler generation data parallel",
     "setup": "support chain variance kernels network model loss sampler data parallel",
     "lit": "support chain time_sampler conditioning model loss sampler generation data parallel metrics setup",
-    "commands": "support chain kernels model likelihood sampler generation data operator solver parallel metrics setup "
-    "lit",
+    "commands": "support chain kernels model likelihood sampler generation data operator solver parallel reporting "
+    "metrics setup lit",
 }
 EDGE = {"setup", "lit", "commands"}
 """The rooms that may import Lightning, Hydra and OmegaConf."""

@@ -1,4 +1,4 @@
-"""The three commands: `python train.py ...` in a checkout, `ddpm train ...` with the installed package.
+"""The four commands: `python train.py ...` in a checkout, `ddpm train ...` with the installed package.
 
 Heavy modules are imported by the job that needs them, so that `--help` is fast.
 """
@@ -74,6 +74,7 @@ USAGE = """Denoising diffusion probabilistic models.
   ddpm train ...       train a model; resume a run
   ddpm evaluate ...    compute FID, IS, bits/dim and more for a checkpoint
   ddpm sample ...      sample from a checkpoint, interpolate, solve inverse problems
+  ddpm report ...      write an HTML file that compares runs
 
   ddpm train --help    list the options of a command
   ddpm --version"""
@@ -85,17 +86,29 @@ def main() -> None:
     if name in COMMANDS:
         sys.argv = [sys.argv[0], *rest]
         run(name)
+    elif name == "report":
+        sys.argv = [sys.argv[0], *rest]
+        report()
     elif name == "--version":
         print(__version__)
     elif name in ("--help", "-h"):
         print(USAGE)
     else:
-        sys.exit(f"error: there is no command {name!r}; the commands are {', '.join(COMMANDS)}")
+        sys.exit(f"error: there is no command {name!r}; the commands are {', '.join([*COMMANDS, 'report'])}")
 
 
 def run(name: str) -> None:
     """Run a command with the arguments in `sys.argv`."""
     start(name, hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(COMMANDS[name]))
+
+
+def report() -> None:
+    """Run the one command that is not configured by Hydra, with what is typed behind it."""
+    from ddpm.reporting import command
+
+    scripts = {"report.py": "python train.py", "__main__.py": "python -m ddpm train"}  # no path of this machine
+    program = scripts.get(os.path.basename(sys.argv[0]), "ddpm train")
+    start("report", lambda: command.report(sys.argv[1:], program))
 
 
 def start(name: str, main: Callable[[], None]) -> None:

@@ -67,7 +67,7 @@ def labels(trainer: lightning.Trainer) -> dict[str, str]:
     found = {"train/loss": "training loss", "val/loss": "validation loss (averaged weights)"}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         found |= callback.labels if isinstance(callback, Periodic) else {}
-    return found | {"images_per_second": "training images/s"}
+    return found | {"images_per_second": "training images/s", "seconds": "training time (s)"}
 
 
 def results(trainer: lightning.Trainer, module: DDPM, config: Mapping[str, Any]) -> None:
