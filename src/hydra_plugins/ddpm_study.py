@@ -13,7 +13,8 @@ from hydra.plugins.sweeper import Sweeper
 class Study(Sweeper):
     """Hydra's basic sweeper, for each of several cells.
 
-    Jobs are ordered by the swept options first and by cell second, so every cell gets its first seed early.
+    Jobs are ordered by the swept options first and by cell second, so every cell gets its first seed early. A job is an
+    ordinary run: it is not told the study, whose file therefore holds settings of the sweep only.
 
     Args:
         max_batch_size: jobs that the launcher is given at a time; None for all.
@@ -50,7 +51,9 @@ class Study(Sweeper):
     def split_arguments(self, overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:
         """The overrides of each job, in batches."""
         cells = [[f"{key}={_typed(value)}" for key, value in cell.items()] for cell in self.cells]
-        (combinations,) = BasicSweeper.split_arguments(overrides, None)
+        (combinations,) = BasicSweeper.split_arguments(
+            [each for each in overrides if each.key_or_group != "study"], None
+        )
         jobs = [[*cell, *combination] for combination in combinations for cell in cells]
         return [*BasicSweeper.split_overrides_to_chunks(jobs, max_batch_size)]
 

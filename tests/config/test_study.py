@@ -20,7 +20,7 @@ def jobs(name, *typed, max_batch_size=None):
         OmegaConf.load(CONF / "hydra" / "sweeper" / "study.yaml"),
         OmegaConf.load(CONF / "study" / f"{name}.yaml").hydra.sweeper,
     )
-    params = [f"{key}={value}" for key, value in given.params.items()]
+    params = [f"study={name}", *(f"{key}={value}" for key, value in given.params.items())]
     sweeper = Study(max_batch_size, OmegaConf.to_container(given.params), OmegaConf.to_container(given.cells))
     return sweeper.split_arguments(OverridesParser.create().parse_overrides([*params, *typed]), max_batch_size)
 
@@ -28,7 +28,7 @@ def jobs(name, *typed, max_batch_size=None):
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_job_of_every_study_composes_and_no_two_are_the_same(compose, name):
     (batch,) = jobs(name)
-    entry = ("evaluate", f"study={name}", "ckpt=x") if name in EVALUATED else ("train", f"study={name}", "output_dir=x")
+    entry = ("evaluate", "ckpt=x") if name in EVALUATED else ("train", "output_dir=x")
     configured = [compose(*entry, *overrides) for overrides in batch]
     assert len({OmegaConf.to_yaml(cfg) for cfg in configured}) == len(batch) >= 3
     assert {cfg.seed for cfg in configured} == {0, 1, 2}
@@ -49,3 +49,10 @@ def test_what_is_typed_is_swept_too_and_every_cell_gets_its_first_seed_first():
     assert [len(batch) for batch in batches] == [6, 6]
     for batch, seed in zip(batches, (4, 5), strict=True):
         assert all({f"seed={seed}", "trainer.max_steps=9"} <= {*overrides} for overrides in batch)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_job_is_an_ordinary_run_that_its_command_repeats(name):
+    (batch,) = jobs(name)
+    assert not any(each.startswith("study=") for overrides in batch for each in overrides)
+    assert {*OmegaConf.load(CONF / "study" / f"{name}.yaml")} == {"hydra"}
