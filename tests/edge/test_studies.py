@@ -1,4 +1,4 @@
-"""A study trains its cells for several seeds, continues where it was left, and ends in a report, whatever becomes of a job."""
+"""A study trains its cells for several seeds, continues where it was left, and ends in a report."""
 
 import json
 

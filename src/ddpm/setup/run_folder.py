@@ -208,6 +208,7 @@ class Folders(Callback):
         same = [quoted(each.key_or_group) for each in parsed if not each.is_sweep_override()]
         with read_write(config.hydra):
             config.hydra.overrides.hydra += [  # they go into each job's configuration
+                "hydra.mode=MULTIRUN",  # which a study sets, but not its jobs
                 f"hydra.sweep.dir={quoted(config.hydra.sweep.dir)}",
                 f"hydra.job.config.override_dirname.exclude_keys=[{','.join(same)}]",
             ]
