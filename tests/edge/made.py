@@ -44,12 +44,12 @@ def run(
     rng = np.random.default_rng(seed)
     with (folder / "metrics.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["step", "seconds", "train/loss", "val/loss", "bits_per_dim", "fid"])
+        writer.writerow(["step", "seconds", "train/loss", "val/loss", "bits_per_dim", "fid", "train/gradient_norm"])
         for step in steps:
             loss = 1 / step + rng.normal(0, 1e-4)
-            writer.writerow([step, step / 50 * (1 + 0.1 * seed), loss, "", "", ""])
+            writer.writerow([step, step / 50 * (1 + 0.1 * seed), loss, "", "", "", 1.0])
             if step % 100 == 0:
-                writer.writerow([step, "", "", loss * 1.1, 3 + 100 / step, 900 / step])
+                writer.writerow([step, "", "", loss * 1.1, 3 + 100 / step, 900 / step, ""])
     if finished:
         values = {"fid": 3.0, "bits_per_dim": 3.3, "samples_n": 360, "train/loss": 0.1} | (metrics or {})
         write = {"steps": max(steps), "metrics": values, "warnings": [], "config": config}

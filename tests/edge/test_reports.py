@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import plotly.graph_objects as go
 import pytest
 from made import run
 from PIL import Image
@@ -18,10 +19,12 @@ from ddpm.commands import cli
 from ddpm.lit.callbacks import throughput
 from ddpm.lit.callbacks.samples import Samples
 from ddpm.lit.module import DDPM
-from ddpm.reporting import command
+from ddpm.reporting import command, figures
+from ddpm.reporting.cells import cells
 from ddpm.reporting.contents import Curve
 from ddpm.reporting.figures import mean_and_error, ordered, shortened
 from ddpm.reporting.page import GRID_BYTES, picture_url
+from ddpm.reporting.runs import found
 
 CHROMIUM = Path("/usr/bin/chromium")
 V = ("parameterization._target_", "ddpm.parameterization.v.V")
@@ -45,10 +48,9 @@ def browser():
         chromium.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def opened(browser):
     """(file, width) -> the page in a browser without a network, with what it asked for and complained about."""
-    pages = []
 
     def open(file, width=1400, **options):
         page = browser.new_page(viewport={"width": width, "height": 900}, **options)
@@ -57,12 +59,9 @@ def opened(browser):
         page.on("pageerror", lambda error: page.errors.append(str(error)))
         page.on("console", lambda said: page.errors.append(said.text) if said.type in ("error", "warning") else None)
         page.goto(file.as_uri())
-        pages.append(page)
         return page
 
-    yield open
-    for page in pages:
-        page.close()
+    return open
 
 
 @pytest.fixture(scope="module")
@@ -71,15 +70,28 @@ def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reports")
     sampler = {"_target_": "ddpm.sampler.ddim.DDIM"}
     for seed in range(3):
-        found = [
+        values = [
             {"samples": {"n": n, "fid": 3 + 10 / n, "features": "x", "sampler": sampler, "steps": 50}} for n in (10, 99)
         ]
-        run(folder / f"a{seed}", seed, metrics={"fid": 3 + 0.01 * seed}, evaluations=found, typed=["loss=simple"])
+        run(folder / f"a{seed}", seed, metrics={"fid": 3 + 0.01 * seed}, evaluations=values, typed=["loss=simple"])
         run(folder / f"b{seed}", seed, options=[V], metrics={"fid": 5 + 0.1 * seed}, typed=["parameterization=v"])
     run(folder / "c0", 0, options=[("schedule.T", 100)], metrics={"fid": 12.5})
     run(folder / "d0", 0, options=[("schedule.T", 10)], finished=False, steps=range(10, 101, 10))
     report(folder)
     return folder / "report.html"
+
+
+@pytest.fixture(scope="module")
+def first(written, opened):
+    """The page of that report, opened once."""
+    return opened(written)
+
+
+@pytest.fixture
+def page(first):
+    """The page with nothing chosen."""
+    first.evaluate("changed({filter: '', axis: 'steps', scale: 'log', sort: null, more: false, hidden: []})")
+    return first
 
 
 def column(page, name):
@@ -93,8 +105,7 @@ def column(page, name):
 # ---------------------------------------------------------------- the page
 
 
-def test_the_page_opens_without_errors_and_asks_for_nothing(written, opened):
-    page = opened(written)
+def test_the_page_opens_without_errors_and_asks_for_nothing(page, written):
     page.get_by_text("More curves").click()
     assert page.locator(".plot .main-svg").count() > 8
     assert page.errors == []
@@ -102,8 +113,7 @@ def test_the_page_opens_without_errors_and_asks_for_nothing(written, opened):
     assert "http-equiv" in written.read_text()[:600]
 
 
-def test_the_table_shows_means_errors_and_which_cells_cannot_be_told_apart(written, opened):
-    page = opened(written)
+def test_the_table_shows_means_errors_and_which_cells_cannot_be_told_apart(page):
     assert column(page, "FID") == ["3.010 ± 0.006", "5.10 ± 0.06", "12.50", "9.000"]
     assert page.locator("#results .best").first.inner_text() == "3.010 ± 0.006"
     assert page.locator("#results td", has_text="5.10").get_attribute("title").count("paired over the same seeds") == 1
@@ -111,8 +121,7 @@ def test_the_table_shows_means_errors_and_which_cells_cannot_be_told_apart(writt
     assert "unfinished" in column(page, "seeds")[3]
 
 
-def test_a_column_sorts_by_value_in_both_directions(written, opened):
-    page = opened(written)
+def test_a_column_sorts_by_value_in_both_directions(page):
     page.locator("#results .sort", has_text="FID").first.click()
     assert column(page, "FID") == ["3.010 ± 0.006", "5.10 ± 0.06", "9.000", "12.50"]
     page.locator("#results .sort", has_text="FID").first.click()
@@ -121,8 +130,7 @@ def test_a_column_sorts_by_value_in_both_directions(written, opened):
     assert column(page, "schedule.T") == ["10", "100", "1000", "1000"]
 
 
-def test_the_filter_hides_configurations_in_the_table_the_curves_and_the_list(written, opened):
-    page = opened(written)
+def test_the_filter_hides_configurations_in_the_table_the_curves_and_the_list(page):
     lines = page.locator("[data-plot='0'] .scatterlayer .trace").count()
     page.get_by_role("searchbox").fill("parameterization=v seed=1")
     assert column(page, "parameterization") == ["v"]
@@ -133,35 +141,28 @@ def test_the_filter_hides_configurations_in_the_table_the_curves_and_the_list(wr
     assert page.get_by_text("No configuration matches").is_visible()
 
 
-def test_curves_can_be_drawn_against_time(written, opened):
-    page = opened(written)
-    longest = "document.querySelector('[data-plot=\"0\"]').data.map(trace => Math.max(...trace.x))"
+def test_curves_can_be_drawn_against_time(page):
+    longest = "document.querySelector('[data-plot=\"0\"]')._fullData.map(trace => Math.max(...trace.x))"
     assert max(page.evaluate(longest)) == 300
     page.get_by_role("button", name="time", exact=True).click()
     assert max(page.evaluate(longest)) == pytest.approx(300 / 50 * 1.2 / 60)
 
 
-def test_what_was_chosen_outlives_a_reload(written, opened):
-    page = opened(written)
+def test_what_was_chosen_outlives_a_reload_and_the_page_fits_a_phone_in_light_and_dark(written, opened):
+    page = opened(written, 400, color_scheme="dark")
+    assert page.locator("html").get_attribute("data-theme") == "dark"
     page.get_by_role("searchbox").fill("parameterization=v")
     page.locator("#theme").click()
-    assert page.locator("html").get_attribute("data-theme") == "dark"
     page.reload()
     assert column(page, "parameterization") == ["v"]
-    assert page.locator("html").get_attribute("data-theme") == "dark"
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_fits_a_phone(written, opened, scheme):
-    page = opened(written, 400, color_scheme=scheme)
+    assert page.locator("html").get_attribute("data-theme") == "light"
     page.get_by_text("More curves").click()
     page.get_by_text("options that all runs share").click()
+    page.locator("#more").click()
     assert page.evaluate("document.documentElement.scrollWidth") == 400
-    assert page.locator("html").get_attribute("data-theme") == scheme
 
 
-def test_the_command_of_a_run_can_be_copied(written, opened):
-    page = opened(written)
+def test_the_command_of_a_run_can_be_copied(page):
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.locator("article", has_text="parameterization=v").first.get_by_role("button").click()
     assert page.evaluate("navigator.clipboard.readText()") == "python train.py seed=0 parameterization=v"
@@ -196,10 +197,12 @@ def test_a_hostile_run_puts_no_script_into_the_page(tmp_path, opened, policy):
     assert page.errors == []
 
 
-def test_a_command_with_control_characters_is_not_offered(tmp_path, opened):
+def test_a_command_with_control_characters_is_not_offered(tmp_path):
     run(tmp_path / "a", typed=["x=\x1b[201~rm"])
     report(tmp_path)
-    assert opened(tmp_path / "report.html").locator(".command").count() == 0
+    html = (tmp_path / "report.html").read_text()
+    assert "\x1b" not in html
+    assert '<button class="copy">' not in html
 
 
 # ---------------------------------------------------------------- the command
@@ -236,7 +239,7 @@ def test_watching_writes_again_what_has_changed_and_ends_with_a_page_that_rests(
         assert '"refresh": 5.0' in html
         assert "step 100 of 300" in html
         with (folder / "metrics.csv").open("a") as file:
-            file.write("110,2.2,0.5,,,\n")
+            file.write("110,2.2,0.5,,,,\n")
 
     monkeypatch.setattr(command, "time", SimpleNamespace(sleep=sleep))
     with pytest.raises(KeyboardInterrupt, match="is the last report"):
@@ -286,6 +289,18 @@ def test_thirty_long_runs_with_large_grids_are_a_small_page_in_seconds(tmp_path)
 
 
 # ---------------------------------------------------------------- curves and pictures
+
+
+def test_every_figure_is_one_that_plotly_accepts(tmp_path):
+    terms = {"nll": {"n": 3, "bits_per_dim": 3.0}}
+    np.savez(run(tmp_path / "a", 0, evaluations=[terms]) / "evaluate_0" / "terms.npz", terms=np.ones((3, 9)))
+    run(tmp_path / "b", 1)
+    groups = cells(found([tmp_path])[0])
+    plots = figures.training(groups) + figures.evaluated(groups)
+    assert [plot.title for plot in plots][-1] == "Terms of the bound"
+    for plot in plots:
+        for variant in plot.variants.values():
+            assert go.Figure(variant).to_plotly_json()["data"]
 
 
 def test_the_mean_is_taken_where_all_seeds_have_values():

@@ -94,7 +94,7 @@ def test_how_a_run_ended_is_read_from_what_it_left(tmp_path, finished, log, stat
 def test_a_finished_run_that_is_resumed_is_unfinished_again(tmp_path):
     folder = run(tmp_path / "a")
     with (folder / "metrics.csv").open("a") as file:
-        file.write("310,7,0.05,,,\n320,7.2,0.0")  # the last line is still being written
+        file.write("310,7,0.05,,,,\n320,7.2,0.0")  # the last line is still being written
     this = read(folder)
     assert (this.state, this.step) == ("unfinished", 310)
     assert this.results[LOSS] == 0.05

@@ -32,6 +32,7 @@ function show() {
   all("[data-set]").forEach(each => each.setAttribute("aria-pressed", state[each.dataset.set] === each.dataset.value));
   document.getElementById("results").classList.toggle("all", state.more);
   sorted();
+  crisp();
   all("[data-plot]").forEach(each => draw(each, index => matching[index] && !state.hidden.includes(index)));
 }
 
@@ -52,6 +53,10 @@ function sorted() {
   body.append(...all("tr", body).sort(compare));
 }
 
+function crisp() {  // enlarged without smoothing; made smaller, that would drop rows
+  all(".grids img").forEach(each => { each.style.imageRendering = each.clientWidth > each.naturalWidth ? "pixelated" : "auto"; });
+}
+
 function draw(element, visible) {
   if (element.closest("details:not([open])")) return;
   const {variants, scale, spread} = page.plots[element.dataset.plot];
@@ -68,7 +73,7 @@ function draw(element, visible) {
     hoverlabel: {bgcolor: colour("--raised"), bordercolor: colour("--line"), font: {color: colour("--text")}, align: "left", namelength: -1},
     showlegend: false, hovermode: "closest",
     xaxis: {...axis, ...layout.xaxis, tickformat: format, ...(scale === "log" ? {type: "log", dtick: 1} : {})},
-    yaxis: {...axis, tickformat: format, ...(type === "log" ? {type, dtick: spread > 300 ? 1 : spread > 8 ? "D2" : undefined} : {nticks: 7})},
+    yaxis: {...axis, tickformat: format, ...(type === "log" ? {type, dtick: spread > 300 ? 1 : spread > 3.5 ? "D2" : undefined} : {nticks: 7})},
   }, {responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"]});
 }
 
@@ -99,6 +104,8 @@ all(".copy").forEach(each => each.addEventListener("click", async () => {
 }));
 all("details").forEach(each => each.addEventListener("toggle", show));
 system.addEventListener("change", show);
+addEventListener("resize", crisp);
+addEventListener("load", crisp);
 addEventListener("beforeprint", () => {
   root.dataset.theme = "light";
   all("[data-plot]").forEach(each => draw(each, () => true));

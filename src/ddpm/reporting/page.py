@@ -53,6 +53,7 @@ def page(runs: Sequence[Run], unread: Mapping[str, str], program: str, refresh: 
     """
     groups = cells(runs)
     plots = {"training": figures.training(groups), "evaluated": figures.evaluated(groups)}
+    columns = _columns(groups)
     flat = [plot for each in plots.values() for plot in each]
     environment = Environment(
         loader=PackageLoader("ddpm", "reporting"),
@@ -79,7 +80,8 @@ def page(runs: Sequence[Run], unread: Mapping[str, str], program: str, refresh: 
         unread=unread,
         cells=[_cell(index, cell) for index, cell in enumerate(groups)],
         options=[*groups[0].options] if groups else [],
-        columns=_columns(groups),
+        columns=columns,
+        apart=_apart(columns),
         training=_numbered(plots["training"], 0),
         evaluated=_numbered(plots["evaluated"], len(plots["training"])),
         timed=sum("seconds" in run.curves for run in runs),
@@ -174,6 +176,15 @@ def _column(groups: Sequence[Cell], result: Result) -> dict[str, Any]:
         "main": of.main,
         "entries": [_entry(each) for each in entries(groups, result)],
     }
+
+
+def _apart(columns: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    """Why columns are not ranked, and which."""
+    found: dict[str, list[str]] = {}
+    for each in columns:
+        if each["apart"] and each["label"] not in found.setdefault(each["apart"], []):
+            found[each["apart"]].append(each["label"])
+    return [*found.items()]
 
 
 def _n(groups: Sequence[Cell], name: str | None) -> str:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
@@ -142,7 +142,7 @@ def read(folder: Path) -> Run:
     """
     results = mapping(json.loads(content(folder, RESULTS) or b"{}"), RESULTS)
     stored = content(folder, CONFIG, MOST_CONFIG)
-    config = flat(yaml.safe_load(stored) if stored else results.get("config", {}))
+    config = flat(_yaml(stored) if stored else results.get("config", {}))
     log = (content(folder, LOG) or b"").decode(errors="replace")
     error = _error(log)
     if not config:
@@ -160,7 +160,7 @@ def read(folder: Path) -> Run:
     evaluated, tables = evaluations(folder, step)
     warnings = [*texts(results.get("warnings")), *(said for each in evaluated for said in each.warnings)]
     typed = content(folder, ".hydra/overrides.yaml")
-    words = yaml.safe_load(typed) if typed is not None else None
+    words = _yaml(typed) if typed is not None else None
     return Run(
         folder=folder,
         name=printable(os.path.relpath(folder)),
@@ -180,6 +180,11 @@ def read(folder: Path) -> Run:
         unreliable=frozenset(Result(name, e.made()) for e in evaluated for name in e.unreliable),
         grid=_grid(folder),
     )
+
+
+def _yaml(data: bytes) -> Any:
+    """Plain values; by the parser in C, where PyYAML has it."""
+    return yaml.load(data, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def _rows(data: bytes) -> dict[str, tuple[Array, Array]]:
