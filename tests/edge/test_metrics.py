@@ -21,8 +21,8 @@ from ddpm.data.digits import Digits
 from ddpm.data.images import InMemory
 from ddpm.metrics import classifier as classifier_module
 from ddpm.metrics import dataset_bound
-from ddpm.metrics import judge as judge_module
 from ddpm.metrics import inception as inception_module
+from ddpm.metrics import judge as judge_module
 from ddpm.metrics.base import Sizes
 from ddpm.metrics.classifier import Classifier, train_classifier
 from ddpm.metrics.feature_network import FeatureNetwork, feature_network

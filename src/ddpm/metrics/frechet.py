@@ -68,7 +68,7 @@ def frechet(features: Tensor, to: Reference) -> Frechet:
     values, vectors = values[range_], vectors[:, range_]
     distance = shift @ shift + cov.trace() + to.root.square().sum() - 2 * values.sqrt().sum()
     half = to.root @ (vectors * values**-0.25)  # A = half half^T
-    quadratic = torch.cat([x.square().sum(1) - (x @ half).square().sum(1) for x in centred.split(BLOCK)])
+    quadratic = torch.cat([x.square().sum(1) - (x @ half).square().sum(1) for x in torch.split(centred, BLOCK)])
     quadratic = quadratic - quadratic.mean()  # the mean is tr((1 - A) C) (N - 1) / N
     return Frechet(float(distance), 2 * centred @ shift + quadratic * n / (n - 1))
 

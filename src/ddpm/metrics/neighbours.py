@@ -17,7 +17,7 @@ def squared_distances(x: Tensor, y: Tensor) -> Tensor:
 
 def blocks(points: Tensor, others: int = 1) -> Iterator[Tensor]:
     """The points (N, dim) in turn, a block at a time, for distances to `others` points."""
-    yield from points.split(max(1, ELEMENTS // max(points.shape[1], others)))
+    yield from torch.split(points, max(1, ELEMENTS // max(points.shape[1], others)))
 
 
 def nearest(x: Tensor, y: Iterable[Tensor], k: int = 1) -> tuple[Tensor, Tensor]:

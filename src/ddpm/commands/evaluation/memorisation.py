@@ -16,7 +16,7 @@ from ddpm.commands.subject import Subject
 from ddpm.data.scaling import as_uint8
 from ddpm.metrics.base import Row
 from ddpm.metrics.data_copying import Closer, closer, verdict
-from ddpm.metrics.features import Mirrored
+from ddpm.metrics.features import Extractor, Mirrored
 from ddpm.metrics.neighbours import ELEMENTS, blocks, nearest
 
 PAIRS = 10
@@ -49,7 +49,7 @@ class Memorisation(Evaluation):
         judge = judge_of(subject, {}, self.n, also=frozenset({"features", "pixels"}))
         network = judge.network
         assert network is not None
-        views = [network, Mirrored(network)] if subject.source.flip else [network]
+        views: list[Extractor] = [network, Mirrored(network)] if subject.source.flip else [network]
         n_train = len(subject.train)
 
         def training(index: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class Memorisation(Evaluation):
             return torch.where((index < n_train).view(-1, 1, 1, 1), images, images.flip(-1))
 
         def pixels() -> Iterator[Tensor]:
-            for index in torch.arange(n_train * len(views)).split(max(1, ELEMENTS // math.prod(subject.shape))):
+            for index in torch.split(torch.arange(n_train * len(views)), max(1, ELEMENTS // math.prod(subject.shape))):
                 yield training(index).flatten(1)
 
         def run(folder: Path) -> dict[str, Any]:
