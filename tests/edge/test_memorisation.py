@@ -10,6 +10,7 @@ from ddpm.commands.evaluate import evaluate
 from ddpm.data.digits import Digits
 from ddpm.data.images import InMemory
 from ddpm.data.scaling import to_unit
+from ddpm.metrics.classifier import RECIPE
 from ddpm.setup import loading
 
 pytestmark = pytest.mark.slow
@@ -41,7 +42,7 @@ def run(train, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Digits, "load", few(Digits.load))
-        train(folder)
+        train(folder, "schedule.beta_T=0.6")  # 20 steps from images to noise
     return folder
 
 
@@ -55,6 +56,7 @@ def memorisation(run, compose, tmp_path, monkeypatch):
     """(images that the model repeats or None, *overrides) -> the part of the result, and the folder."""
 
     def of(repeated, *overrides):
+        monkeypatch.setitem(RECIPE, "examples", 6000)
         trained = loading.model
         with monkeypatch.context() as patch:
             patch.setattr(Digits, "load", few(Digits.load))
