@@ -73,7 +73,8 @@ def test_evaluation_reproduces_the_last_numbers_of_the_callbacks(run, evaluated)
     of_training, (_, result) = run[1].results, evaluated
     for name in ("bits_per_dim", "prior", "rate", "distortion", "standard_error"):
         assert result["nll"][name] == pytest.approx(of_training[name], rel=1e-6), name
-    for name in ("fid", "fid_floor", "is_mean", "is_std", "kid_mean", "kid_std", "precision", "recall"):
+    quality = ("fid", "fid_error", "fid_floor", "is_mean", "is_std", "kid_mean", "kid_error", "precision", "recall")
+    for name in quality:
         assert result["samples"][name] == pytest.approx(of_training[name], rel=1e-6), name
 
 
@@ -126,13 +127,33 @@ def test_every_number_states_what_defines_it(evaluated):
 
 
 def test_values_of_too_few_images_are_unreliable_in_training_and_in_evaluation(run, evaluated):
-    few = ["kid_mean", "kid_std", "precision", "recall"]  # 100 are enough for FID of 64 features and IS of 10 classes
+    few = [
+        "kid_mean",
+        "kid_error",
+        "kid_std",
+        "precision",
+        "recall",
+    ]  # 100 are enough for FID of 64 features and IS of 10 classes
     samples, trained = evaluated[1]["samples"], json.loads((run[0] / "results.json").read_text())
     assert samples["unreliable"] == list(run[1].unreliable) == few
     assert samples["warnings"] == trained["warnings"]
     kid, prc = trained["warnings"]
     assert kid.startswith("KID is not reliable: 100 samples and 1,437 reference images for subsets of 1,000")
     assert prc.startswith("precision and recall are not reliable: 100 samples")
+
+
+def test_samples_are_compared_with_the_test_images_too_if_asked_for(run_entry, evaluated, tmp_path, capsys):
+    options = ("metrics=[fid]", "n_samples=100", f"output_dir='{tmp_path}'")
+    found = run_entry("evaluate", *options, "reference=[train,test]")["samples"]
+    assert (found["reference_n"], found["reference_test_n"]) == (1437, 360)
+    assert found["fid"] == pytest.approx(evaluated[1]["samples"]["fid"], rel=1e-6)
+    assert found["fid_floor"] == pytest.approx(evaluated[1]["samples"]["fid_floor"], rel=1e-6)
+    assert abs(found["fid_test"] - found["fid"]) > found["fid_error_test"] > 0
+    shown = capsys.readouterr().out
+    assert f"{found['fid']:.4g} ± {found['fid_error']:.2g}" in shown
+    assert f"{found['fid_test']:.4g} ± {found['fid_error_test']:.2g}" in shown
+    with pytest.raises(ValueError, match=r"reference must be \[train\] or \[train,test\], got \['test'\]"):
+        run_entry("evaluate", *options, "reference=[test]")
 
 
 def test_a_second_evaluation_overwrites_nothing_and_repeats_the_numbers(run_entry, tmp_path):

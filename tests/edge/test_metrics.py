@@ -22,6 +22,7 @@ from ddpm.data.images import InMemory
 from ddpm.metrics import classifier as classifier_module
 from ddpm.metrics import dataset_bound
 from ddpm.metrics import inception as inception_module
+from ddpm.metrics import judge as judge_module
 from ddpm.metrics.base import Sizes
 from ddpm.metrics.classifier import Classifier, train_classifier
 from ddpm.metrics.feature_network import FeatureNetwork, feature_network
@@ -29,6 +30,7 @@ from ddpm.metrics.features import real_features
 from ddpm.metrics.fid import FID
 from ddpm.metrics.inception import Folded, inception
 from ddpm.metrics.is_ import InceptionScore
+from ddpm.metrics.judge import Judge
 from ddpm.metrics.kid import KID
 from ddpm.metrics.prc import PrecisionRecall
 from ddpm.metrics.scores import rows, scores, unreliable
@@ -36,6 +38,7 @@ from ddpm.metrics.weights import weights_digest
 from ddpm.model.diffusion import Diffusion
 from ddpm.network.unet import UNet
 from ddpm.parallel.gathered import Gathered
+from ddpm.parallel.share import ALONE
 from ddpm.parameterization.eps import Eps
 from ddpm.schedule.linear import Linear
 from ddpm.variance.fixed_small import FixedSmall
@@ -260,7 +263,7 @@ def test_fid_below_the_feature_dimension_warns():
         (
             "fid",
             64,
-            ["fid"],
+            ["fid", "fid_error"],
             "FID is not reliable: 63 samples and 63 reference images for 64 features; take at least 64",
         ),
         (
@@ -272,7 +275,7 @@ def test_fid_below_the_feature_dimension_warns():
         (
             "kid",
             1001,
-            ["kid_mean", "kid_std"],
+            ["kid_mean", "kid_error", "kid_std"],
             "KID is not reliable: 1,000 samples and 1,000 reference images for subsets",
         ),
         ("prc", 300, ["precision", "recall"], "precision and recall are not reliable: 299 samples and 299 reference"),
@@ -302,6 +305,29 @@ def test_inception_score_of_ten_images_is_marked_and_not_shown_as_a_result(capsy
     shown = capsys.readouterr().out
     assert re.search(r"│ 1 ± \S+, unreliable", shown)
     assert f"warning: {warning}" in shown
+
+
+@pytest.mark.usefixtures("quick")
+def test_against_test_images_are_the_values_of_test_images_as_the_reference(monkeypatch):
+    network, (first, second) = network_of(), (blobs(40, seed) for seed in (5, 6))
+    monkeypatch.setattr(judge_module, "shared_network", lambda *args: network)
+
+    def judge(train, test, **options):
+        return Judge(ALL, train, test, 3, 256, 20, ALONE, torch.device("cpu"), "classifier", **options)
+
+    samples = real_features(blobs(20, 7), network, 256)
+    alone = judge(second, first).scores(samples)
+    of_both = judge(first, second, against_test=True)
+    found = of_both.scores(samples)
+    assert {name.removesuffix("_test") for name in found} == {*found} - {name for name in found if "_test" in name}
+    comparing = {name for name in alone if not name.startswith("is_")}
+    assert {name for name in found if name.endswith("_test")} == {f"{name}_test" for name in comparing}
+    assert {name: found[f"{name}_test"] for name in comparing} == {name: alone[name] for name in comparing}
+    assert found["fid"] != found["fid_test"]
+    assert of_both.floor == judge(first, second).floor
+    assert {row.value for row in of_both.rows} >= {"fid_test", "kid_mean_test", "recall_test"}
+    assert "fid_error_test" in {row.spread for row in of_both.rows}
+    assert {"fid_test", "fid_error_test"} <= {*of_both.unreliable}
 
 
 def test_kid_subsets_shrink_to_the_smaller_set_and_say_so():

@@ -28,7 +28,13 @@ class SampleMetrics(Evaluation):
         self.metrics = metrics
 
     def prepare(self, subject: Subject) -> Callable[[Path], dict[str, Any]]:
-        judge = judge_of(subject, self.metrics)
+        references = [*subject.cfg.reference]
+        if sorted(references) not in (["train"], ["test", "train"]):
+            raise ValueError(
+                f"reference must be [train] or [train,test], got {references}; samples are always compared with the "
+                f"training images"
+            )
+        judge = judge_of(subject, self.metrics, against_test="test" in references)
         classes = subject.classes(judge.labels)
         self.rows = judge.rows
 
@@ -48,8 +54,13 @@ class SampleMetrics(Evaluation):
         return f"{found['features']} features" if found["features"] else "pixels"
 
 
-def judge_of(subject: Subject, metrics: Mapping[str, Metric]) -> Judge:
-    """What scores a checkpoint's samples, with the options of evaluate.py."""
+def judge_of(subject: Subject, metrics: Mapping[str, Metric], n: int | None = None, **options: Any) -> Judge:
+    """What scores a checkpoint's samples, with the options of evaluate.py.
+
+    Args:
+        n: number of samples; None for `cfg.n_samples`.
+        options: of `Judge`.
+    """
     cfg, config = subject.cfg, subject.config
     return Judge(
         metrics,
@@ -57,13 +68,14 @@ def judge_of(subject: Subject, metrics: Mapping[str, Metric]) -> Judge:
         subject.test,
         len(subject.source.classes),
         subject.model.levels,
-        cfg.n_samples or config["evaluation"]["n_samples"] or min(len(subject.train), MOST_SAMPLES),
+        n or cfg.n_samples or config["evaluation"]["n_samples"] or min(len(subject.train), MOST_SAMPLES),
         subject.share,
         subject.device,
         cfg.features or config["evaluation"]["features"],
         cfg.inception_weights,
         cfg.features_dtype,
         by_class=bool(subject.model.classes),
+        **options,
     )
 
 
@@ -86,6 +98,7 @@ def protocol(subject: Subject, judge: Judge) -> dict[str, Any]:
         "n": judge.n,
         "reference": "train",
         "reference_n": len(subject.train),
+        **({"reference_test_n": len(subject.test)} if judge.against_test else {}),
         "features": network and network.name,
         "features_dim": network and network.dim,
         "features_sha256": network and network.digest,

@@ -55,6 +55,17 @@ class Together:
         return {name: value for each in self.extractors for name, value in each(images).items()}
 
 
+class Mirrored:
+    """What an extractor returns of the images mirrored left to right."""
+
+    def __init__(self, extractor: Extractor) -> None:
+        self.extractor = extractor
+        self.name, self.values = f"{extractor.name}, mirrored", extractor.values
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        return self.extractor(images.flip(-1))
+
+
 def sample_features(
     diffusion: Diffusion,
     sampler: Sampler,

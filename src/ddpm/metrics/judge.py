@@ -1,7 +1,7 @@
 """Scores of a model's samples, for training and evaluation alike."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from functools import cached_property
 from typing import Any
 
@@ -39,6 +39,8 @@ class Judge:
         features_dtype: of `feature_network.DTYPES`.
         by_class: whether to score how well samples match their classes, too: `accuracy` with the classifier's features,
             `fid_by_class` and its mean `fid_class_mean` if FID is computed.
+        against_test: whether to compare the samples with the test images, too: values named `fid_test` and so on.
+        also: what to look at besides what the metrics need.
 
     Attributes:
         network: the feature network; None if no metric needs one.
@@ -62,9 +64,12 @@ class Judge:
         inception_weights: str | None = None,
         features_dtype: str = "float32",
         by_class: bool = False,
+        against_test: bool = False,
+        also: Set[str] = frozenset(),
     ) -> None:
         self.metrics = metrics
         self.by_class = by_class
+        self.against_test = against_test
         self.classes = classes
         self.train, self.test = train, test
         self.levels = levels
@@ -74,7 +79,7 @@ class Judge:
         self.leads = share.rank == 0
         if n < share.world:
             raise ValueError(f"n_samples must be at least {share.world}, one for each process, got {n}")
-        needs = {need for metric in metrics.values() for need in metric.needs}
+        needs = {need for metric in metrics.values() for need in metric.needs} | also
         self.network: FeatureNetwork | None = None
         extractors: list[Extractor] = [Pixels()] if "pixels" in needs else []
         if needs & {*FeatureNetwork.values}:
@@ -84,12 +89,20 @@ class Judge:
                 print(f"features=classifier: test accuracy {self.network.accuracy:.1%}, network {self.network.digest}")
         self.extractor = Together(extractors)
         check_sizes(metrics, self._sizes(n))
+        check_sizes(self._distances, self._sizes(self._floor_n))
+        if against_test:
+            check_sizes(metrics, self._sizes(n, len(test)))
         self.labels = Classes(in_proportion(train.labels)).of(range(n))
 
     @cached_property
     def reference(self) -> dict[str, Tensor] | None:
         """What the metrics look at of the training images; None if no metric compares with them."""
-        return self._real(self.train) if any(metric.compares for metric in self.metrics.values()) else None
+        return self.real(self.train) if self._comparing else None
+
+    @cached_property
+    def _held_out(self) -> dict[str, Tensor]:
+        """What the metrics look at of the test images: of all, or of those that the floor needs."""
+        return self.real(self.test, None if self.against_test else self._floor_n)
 
     @cached_property
     def floor(self) -> dict[str, float]:
@@ -98,7 +111,7 @@ class Judge:
         if not distances:
             return {}
         n = self._floor_n
-        found = scores(distances, self._real(self.test, n), self.reference)
+        found = scores(distances, {need: value[:n] for need, value in self._held_out.items()}, self.reference)
         names = [f"{metric.distance}" for metric in distances.values()]
         return {f"{name}_floor": found[name] for name in names} | {f"{name}_floor_n": n for name in names}
 
@@ -113,6 +126,9 @@ class Judge:
             for metric in distances
             if metric.distance in of_floor
         }
+        if self.against_test:
+            of_test = unreliable(self._comparing.values(), self._sizes(self.n, len(self.test)))
+            found |= {f"{name}_test": f"against test images, {caution}" for name, caution in of_test.items()}
         if self._fid_by_class:
             ours, theirs = (torch.bincount(of, minlength=self.classes) for of in (self.labels, self.train.labels))
             both = (ours > 1) & (theirs > 1)
@@ -129,6 +145,10 @@ class Judge:
         if self._distances and self._floor_n < self.n:
             found.append(f"the floor comes from all {self._floor_n} test images, for {self.n} samples")
         return found
+
+    def real(self, images: Images, n: int | None = None, extractor: Extractor | None = None) -> dict[str, Tensor]:
+        """What the metrics, or an extractor, look at of the first n images, or of all."""
+        return real_features(images, extractor or self.extractor, self.levels, n, self.share, self.device, self.leads)
 
     def draw(
         self,
@@ -166,6 +186,9 @@ class Judge:
     def scores(self, samples: Mapping[str, Tensor]) -> dict[str, Any]:
         """The values of all metrics, by name; samples scored by class must have been drawn by `labels`."""
         found: dict[str, Any] = {**scores(self.metrics, samples, self.reference)}
+        if self.against_test:
+            of_test = scores(self._comparing, samples, self._held_out)
+            found |= {f"{name}_test": value for name, value in of_test.items()}
         if self.by_class and self.network is not None and self.network.name == "classifier":
             found["accuracy"] = accuracy(samples, self.labels)
         if self._fid_by_class and self.reference is not None:
@@ -182,11 +205,20 @@ class Judge:
             Row("accuracy", "accuracy of the requested classes"),
             Row("fid_class_mean", "FID of one class, mean"),
         ]
-        return rows(self.metrics.values()) + (by_class if self.by_class else [])
+        of_test = [
+            Row(f"{row.value}_test", f"{row.label}, against test images", row.spread and f"{row.spread}_test")
+            for metric in (self._comparing.values() if self.against_test else ())
+            for row in metric.rows
+        ]
+        return rows(self.metrics.values()) + of_test + (by_class if self.by_class else [])
 
     @property
     def _fid_by_class(self) -> bool:
         return self.by_class and any(isinstance(metric, FID) for metric in self.metrics.values())
+
+    @property
+    def _comparing(self) -> dict[str, Metric]:
+        return {name: metric for name, metric in self.metrics.items() if metric.compares}
 
     @property
     def _distances(self) -> dict[str, Metric]:
@@ -200,6 +232,3 @@ class Judge:
         network = self.network
         dims = (network.dim, network.classes) if network else (0, 0)
         return Sizes(n, len(self.train) if n_real is None else n_real, *dims)
-
-    def _real(self, images: Images, n: int | None = None) -> dict[str, Tensor]:
-        return real_features(images, self.extractor, self.levels, n, self.share, self.device, self.leads)

@@ -92,6 +92,7 @@ class EvaluateConfig:
     weights: str = MISSING
     n_samples: int | None = MISSING
     split: str = MISSING
+    reference: list[str] = MISSING
     data_root: str | None = MISSING
     batch_size: int = MISSING
     seed: int | None = MISSING
