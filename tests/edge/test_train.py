@@ -94,7 +94,7 @@ def test_a_sweep_trains_every_combination_in_a_folder_of_its_own(tmp_path, bare)
 def full(train, tiny, tmp_path_factory):
     """The folder of a tiny run with every callback."""
     folder = tmp_path_factory.mktemp("full run")
-    every = [f"callbacks.{name}.every_n_steps=2" for name in ("samples", "bits_per_dim", "fid", "checkpoint")]
+    every = [f"callbacks.{name}.every_n_steps=2" for name in ("samples", "bits_per_dim", "quality", "checkpoint")]
     train(folder, *every, "time_sampler=importance", base=tiny)
     return folder
 
@@ -111,7 +111,7 @@ def test_a_run_writes_grids_and_one_checkpoint(full):
 @pytest.mark.slow
 def test_every_metric_is_logged_as_often_as_asked(full):
     logged = metrics(full)
-    for name in ("bits_per_dim", "prior", "rate", "distortion", "standard_error", "fid", "fid_floor"):
+    for name in ("bits_per_dim", "prior", "rate", "distortion", "standard_error", "fid", "fid_error", "fid_floor"):
         assert len(logged[name]) == 3, name
     assert len(logged["val/loss"]) == 2
     assert len(logged["train/loss"]) == 3
