@@ -111,7 +111,7 @@ def test_a_run_writes_grids_and_one_checkpoint(full):
 @pytest.mark.slow
 def test_every_metric_is_logged_as_often_as_asked(full):
     logged = metrics(full)
-    for name in ("bits_per_dim", "prior", "rate", "distortion", "standard_error", "fid", "fid_floor"):
+    for name in ("bits_per_dim", "prior", "rate", "distortion", "standard_error", "fid", "fid_error", "fid_floor"):
         assert len(logged[name]) == 3, name
     assert len(logged["val/loss"]) == 2
     assert len(logged["train/loss"]) == 3

@@ -33,8 +33,8 @@ class Memorisation(Evaluation):
     """
 
     rows = (
-        Row("closer", "closer to training than test images are", "closer_error"),
-        Row("closer_by_pixels", "  by pixels", "closer_by_pixels_error"),
+        Row("closer", "memorisation by features", "closer_error"),
+        Row("closer_by_pixels", "memorisation by pixels", "closer_by_pixels_error"),
     )
 
     def __init__(self, n_samples: int = 1000) -> None:
@@ -99,7 +99,7 @@ class Memorisation(Evaluation):
         return run
 
     def of(self, found: dict[str, Any]) -> str:
-        return f"{found['features']} features, pixels"
+        return "train, test images"
 
     def show(self, found: dict[str, Any], console: Console) -> None:
         print(found["verdict"])
