@@ -162,6 +162,19 @@ def test_what_was_chosen_outlives_a_reload_and_the_page_fits_a_phone_in_light_an
     assert page.evaluate("document.documentElement.scrollWidth") == 400
 
 
+def test_a_print_fits_the_sheet_in_light_colours_and_leaves_the_page_as_it_was(page):
+    width = page.evaluate("document.querySelector('[data-plot]').clientWidth")
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 718, "height": 1000})
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.evaluate("document.documentElement.scrollWidth") == 718
+    assert page.locator("html").get_attribute("data-theme") == "light"
+    page.emulate_media(media="screen")
+    page.set_viewport_size({"width": 1400, "height": 900})
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.evaluate("document.querySelector('[data-plot]').clientWidth") == width
+
+
 def test_the_command_of_a_run_can_be_copied(page):
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.locator("article", has_text="parameterization=v").first.get_by_role("button").click()
