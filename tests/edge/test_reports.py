@@ -162,6 +162,19 @@ def test_what_was_chosen_outlives_a_reload_and_the_page_fits_a_phone_in_light_an
     assert page.evaluate("document.documentElement.scrollWidth") == 400
 
 
+def test_a_print_fits_the_sheet_in_light_colours_and_leaves_the_page_as_it_was(page):
+    width = page.evaluate("document.querySelector('[data-plot]').clientWidth")
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 718, "height": 1000})
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.evaluate("document.documentElement.scrollWidth") == 718
+    assert page.locator("html").get_attribute("data-theme") == "light"
+    page.emulate_media(media="screen")
+    page.set_viewport_size({"width": 1400, "height": 900})
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.evaluate("document.querySelector('[data-plot]').clientWidth") == width
+
+
 def test_the_command_of_a_run_can_be_copied(page):
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.locator("article", has_text="parameterization=v").first.get_by_role("button").click()
@@ -185,6 +198,9 @@ def test_a_hostile_run_puts_no_script_into_the_page(tmp_path, opened, policy):
     (folder / "metrics.csv").write_text(text.replace("train/loss", f'"{quoted}"'))
     run(tmp_path / "other", options=[("schedule.T", "b")])
     report(tmp_path, "--out", tmp_path / "out.html")
+    plots = figures.training(cells(found([tmp_path])[0]))
+    traces = [trace for plot in plots for trace in plot.variants["steps"]["data"]]
+    assert not any("<img" in trace["hovertemplate"] for trace in traces)  # which plotly.js takes for its own markup
     html = (tmp_path / "out.html").read_text()
     if not policy:
         html = re.sub("<meta http-equiv.*?>", "", html, count=1)
@@ -353,7 +369,7 @@ def test_the_training_time_leaves_out_what_is_not_training_and_goes_on_when_a_ru
     takes(DDPM, "validation_step", 1000)
     takes(Samples, "run", 1000)
     base = [*(each for each in tiny if "callbacks." not in each), "callbacks=[throughput,samples,checkpoint]"]
-    options = ["callbacks.samples.n=2", "callbacks.samples.every_n_steps=3", "callbacks.checkpoint.every_n_steps=3"]
+    options = ["callbacks.samples.n=2", "callbacks.samples.every_n_steps=7", "callbacks.checkpoint.every_n_steps=3"]
     first = train(tmp_path / "a", *options, "trainer.max_steps=5", base=base)
     again = train(tmp_path / "b", *options, "trainer.max_steps=9", f"ckpt={tmp_path}/a/last.ckpt", base=base)
     assert (first.module.results["seconds"], again.module.results["seconds"]) == (5, 9)

@@ -6,6 +6,8 @@ const key = "ddpm report " + location.pathname;
 const system = matchMedia("(prefers-color-scheme: dark)");
 const state = Object.assign({filter: "", axis: "steps", scale: "log", theme: null, sort: null, more: false, hidden: []}, recalled());
 
+let matching = [];
+
 function recalled() {
   try { return JSON.parse(sessionStorage.getItem(key)); } catch { return null; }
 }
@@ -20,7 +22,7 @@ function show() {
   const dark = state.theme ? state.theme === "dark" : system.matches;
   root.dataset.theme = dark ? "dark" : "light";
   const words = state.filter.toLowerCase().split(/\s+/);
-  const matching = page.cells.map(text => words.every(word => text.includes(word)));
+  matching = page.cells.map(text => words.every(word => text.includes(word)));
   all("[data-cell]").forEach(each => { each.hidden = !matching[each.dataset.cell]; });
   all(".key [data-toggle]").forEach(each => {
     each.hidden = !matching[each.dataset.toggle];
@@ -33,7 +35,11 @@ function show() {
   document.getElementById("results").classList.toggle("all", state.more);
   sorted();
   crisp();
-  all("[data-plot]").forEach(each => draw(each, index => matching[index] && !state.hidden.includes(index)));
+  all("[data-plot]").forEach(each => draw(each));
+}
+
+function visible(index) {
+  return matching[index] && !state.hidden.includes(index);
 }
 
 function sorted() {
@@ -57,7 +63,7 @@ function crisp() {  // enlarged without smoothing; made smaller, that would drop
   all(".grids img").forEach(each => { each.style.imageRendering = each.clientWidth > each.naturalWidth ? "pixelated" : "auto"; });
 }
 
-function draw(element, visible) {
+function draw(element, size = {}) {
   if (element.closest("details:not([open])")) return;
   const {variants, scale, spread} = page.plots[element.dataset.plot];
   const {data, layout} = variants[state.axis] ?? variants.steps;
@@ -66,7 +72,7 @@ function draw(element, visible) {
   const type = scale === "chosen" ? state.scale : scale;
   const format = ",.4~r";
   Plotly.react(element, data.filter(trace => visible(trace.meta)), {
-    ...layout,
+    ...layout, ...size,
     margin: {l: 52, r: 12, t: 14, b: 44},
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: {family: "system-ui, sans-serif", size: 12, color: colour("--quiet")},
@@ -106,10 +112,17 @@ all("details").forEach(each => each.addEventListener("toggle", show));
 system.addEventListener("change", show);
 addEventListener("resize", crisp);
 addEventListener("load", crisp);
-addEventListener("beforeprint", () => {
+addEventListener("beforeprint", () => {  // for 700 pixels, the width of a sheet of A4 or Letter between its margins
+  const table = document.getElementById("results");
   root.dataset.theme = "light";
-  all("[data-plot]").forEach(each => draw(each, () => true));
+  root.classList.add("printing");
+  table.style.zoom = Math.min(1, 696 / table.scrollWidth);
+  all("[data-plot]").forEach(each => draw(each, {width: 318, height: 260}));
 });
-addEventListener("afterprint", show);
+addEventListener("afterprint", () => {
+  root.classList.remove("printing");
+  document.getElementById("results").style.zoom = "";
+  show();
+});
 if (page.refresh) setTimeout(() => location.reload(), page.refresh * 1000);
 show();
