@@ -108,7 +108,10 @@ def test_a_keyword_that_the_class_does_not_take_lists_those_it_takes(message):
     ("content", "expected"),
     [
         ("schedule:\n  bta_T: 0.02", "bta_T"),
-        ("callbacks:\n  fdi:\n    n_samples: 3", "callbacks.fdi has no _target_; the callbacks are bits_per_dim, "),
+        (
+            "callbacks:\n  fdi:\n    n_samples: 3",
+            "callbacks.fdi has no _target_; the callbacks are best, bits_per_dim, ",
+        ),
         ("callbacks:\n  quality:\n    n_sample: 3", "n_sample"),
         ("trainer:\n  max_step: 3", "max_step"),
         ("optimizer:\n  learning_rate: 3", "learning_rate"),

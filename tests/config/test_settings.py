@@ -211,7 +211,7 @@ def script(name):
     return lambda: runpy.run_path(str(ROOT / f"{name}.py"), run_name="__main__")
 
 
-TAKEN = {"evaluate": {"sampler"}, "sample": {"sampler", "operator", "solver"}}
+TAKEN = {"evaluate": {"metrics", "sampler", "study"}, "sample": {"sampler", "operator", "solver"}}
 
 
 @pytest.mark.parametrize("entry", TAKEN)

@@ -24,7 +24,7 @@ from ddpm.reporting.quantities import COUNTS
 from ddpm.support.text import natural, printable
 
 CONFIG, RESULTS, METRICS, LOG = ".hydra/config.yaml", "results.json", "metrics.csv", "train.log"
-DIVERGED = ("not a finite number", "not finite numbers", "there are no results: ")
+DIVERGED = ("has not been finite", "are not finite", "there are no results: ")
 """What the error of a run says whose loss, weights or results are NaN or infinite."""
 MOST_CONFIG = 2**20
 """Bytes of a configuration."""

@@ -6,7 +6,7 @@ import re
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from ddpm.setup.schema import EvaluateConfig, SampleConfig, TrainConfig
 
@@ -50,10 +50,14 @@ def default_experiment(data: str) -> str:
     return "digits" if data == "digits" else "none"
 
 
-def options() -> str:
+def options(_root_: DictConfig) -> str:
     """The entry point's config groups with their options, one group per line, for --help."""
     loader = GlobalHydra.instance().config_loader()
-    groups = sorted(group for group in HydraConfig.get().runtime.choices if not group.startswith("hydra/"))
+    chosen = {*HydraConfig.get().runtime.choices}
+    # Hydra's choices leave out groups of which several options are chosen
+    groups = sorted(
+        group for group in loader.list_groups("") if group in chosen or (group in _root_ and group != "hydra")
+    )
     return "\n".join(f"{group}: {', '.join(sorted(loader.get_group_options(group)))}" for group in groups)
 
 
