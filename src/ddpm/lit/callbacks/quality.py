@@ -64,10 +64,9 @@ class Quality(Periodic):
         self.metrics = dict(metrics)
         self.sampler = sampler
         self.seed = seed
-        printed = rows(self.metrics.values())
-        self.labels = {row.value: row.label for row in printed}
-        self.labels |= {row.spread: f"  spread of {row.label}" for row in printed if row.spread}
-        self.labels |= {"samples_n": "  samples"}
+        self.labels = {"samples_n": "samples"}
+        for row in rows(self.metrics.values()):
+            self.labels |= {row.value: row.label} | ({row.spread: f"  spread of {row.label}"} if row.spread else {})
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: DDPM) -> None:  # type: ignore[override]
         """Prepare the feature network and the real images, so that what is missing shows before training."""
