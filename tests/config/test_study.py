@@ -1,11 +1,14 @@
 """A study is a sweep over cells and seeds."""
 
+import json
 from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from ddpm.commands import cli
+from ddpm.setup import run_folder
 from hydra_plugins.ddpm_study import Study
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -56,3 +59,20 @@ def test_a_job_is_an_ordinary_run_that_its_command_repeats(name):
     (batch,) = jobs(name)
     assert not any(each.startswith("study=") for overrides in batch for each in overrides)
     assert {*OmegaConf.load(CONF / "study" / f"{name}.yaml")} == {"hydra"}
+
+
+def test_a_sweeper_is_told_the_objective_of_a_finished_run_and_nothing_without_one(compose, monkeypatch, tmp_path):
+    (tmp_path / "results.json").write_text(json.dumps({"metrics": {"fid": 2.5}}))
+    monkeypatch.setattr(cli, "lead", lambda *job: None)
+    monkeypatch.setattr(run_folder, "_job", lambda cfg, folder: None)
+    folder = f"output_dir={json.dumps(str(tmp_path))}"
+    assert cli.train(compose("train", folder, "objective=fid")) == 2.5
+    assert cli.train(compose("train", folder)) is None
+    with pytest.raises(ValueError, match="objective=bits_per_dim was not measured by"):
+        run_folder.result(tmp_path, "bits_per_dim")
+
+
+def test_an_objective_that_no_callback_measures_is_one_line_before_training(message):
+    line = message("train", "objective=accuracy")
+    assert "objective must be one of train/loss, val/loss, " in line
+    assert line.endswith("got accuracy")

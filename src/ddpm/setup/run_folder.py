@@ -157,8 +157,15 @@ def comparable(config: Any) -> dict[str, Any]:
 
 
 def result(folder: str | Path, name: str) -> float:
-    """The last value of a metric of a finished run."""
-    return float(json.loads((Path(folder) / RESULTS).read_text())["metrics"][name])
+    """The last value of a metric of a finished run.
+
+    Raises:
+        ValueError: the run did not measure it.
+    """
+    metrics = json.loads((Path(folder) / RESULTS).read_text())["metrics"]
+    if name not in metrics:
+        raise ValueError(f"objective={name} was not measured by {folder}; it has {', '.join(sorted(metrics))}")
+    return float(metrics[name])
 
 
 def rows(path: Path) -> int:
