@@ -65,7 +65,7 @@ def test_a_run_that_diverges_is_shown_as_diverged_with_its_reason(compose, bare,
     cfg = compose("train", *bare, "optimizer.lr=1e30", "warmup_steps=0", f"output_dir={json.dumps(str(tmp_path))}")
     with pytest.raises(ValueError, match="not"):
         trained_and_logged(cfg)
-    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra").mkdir(exist_ok=True)  # Hydra may have been started in this process
     (tmp_path / ".hydra" / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
     this = read(tmp_path)
     assert this.state == "diverged"
