@@ -69,10 +69,11 @@ class Optimise(Sweeper):
         study = optuna.create_study(
             storage=JournalStorage(JournalFileBackend(str(folder / STORAGE))),
             study_name="ddpm",
-            sampler=optuna.samplers.TPESampler(seed=self.seed),
             direction=self.direction,
             load_if_exists=True,
         )
+        # not the draws of the trials that there are
+        study.sampler = optuna.samplers.TPESampler(seed=self.seed + len(study.trials))
         complete, failed = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.FAIL
         while (left := self.n_trials - len(study.get_trials(states=[complete, failed]))) > 0:
             trials = [study.ask(space) for _ in range(min(self.n_jobs, left))]

@@ -83,6 +83,7 @@ class Quality(Periodic):
             self.features,
             self.inception_weights,
         )
+        self.judge.reference  # noqa: B018 (computed here, not at the first evaluation)
         self.floor = {name: value for name, value in self.judge.floor.items() if name in self.labels}
         pl_module.unreliable = [*self.judge.unreliable]
         pl_module.warnings = self.judge.warnings
